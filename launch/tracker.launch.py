@@ -1,0 +1,55 @@
+"""Starts the tracker: `ros2 launch vil_tracker_ros tracker.launch.py image:=/camera/image`."""
+
+import os
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchDescription
+
+ARGUMENTS = {
+    "namespace": ("", "namespace of the node and its topics"),
+    "image": ("image", "topic of the camera"),
+    "image_transport": ("raw", "raw (sensor_msgs/Image) or compressed (CompressedImage)"),
+    "log_level": ("info", "debug, info, warn, error or fatal"),
+    "use_sim_time": ("false", "take the time from /clock, as for bag replay with --clock"),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    parameters = Path(get_package_share_directory("vil_tracker_ros")) / "config" / "tracker.yaml"
+    value = {name: LaunchConfiguration(name) for name in [*ARGUMENTS, "params_file"]}
+    actions = [
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, (default, text) in ARGUMENTS.items()
+    ]
+    actions.append(
+        DeclareLaunchArgument(
+            "params_file", default_value=str(parameters), description="YAML of parameters"
+        )
+    )
+    if "FASTDDS_BUILTIN_TRANSPORTS" not in os.environ:
+        # the default drops most large best-effort images between processes
+        actions.append(SetEnvironmentVariable("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA"))
+    actions.append(
+        Node(
+            package="vil_tracker_ros",
+            executable="tracker_node",
+            name="vil_tracker",
+            namespace=value["namespace"],
+            output="screen",
+            parameters=[
+                value["params_file"],
+                {
+                    "image_transport": value["image_transport"],
+                    "use_sim_time": value["use_sim_time"],
+                },
+            ],
+            remappings=[("image", value["image"])],
+            arguments=["--ros-args", "--log-level", value["log_level"]],
+        )
+    )
+    return LaunchDescription(actions)

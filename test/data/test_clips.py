@@ -1,0 +1,414 @@
+"""Training clips: boxes, visibility and motion agree with the pixels of the crops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vil_tracker_core.data.clips import (
+    BoxedStills,
+    Clip,
+    ClipDataset,
+    Composites,
+    Difficulty,
+    StillPatches,
+    Videos,
+    images_below,
+    masked_frames,
+    read_boxed_stills,
+    videos_below,
+)
+from vil_tracker_core.data.sequence import DataError, Sequence
+from vil_tracker_core.data.synthetic import Rng, Studio
+from vil_tracker_core.geometry import FloatArray, Image
+from vil_tracker_core.model.presets import PRESETS
+
+NANO, TINY = PRESETS["vil_nano"], PRESETS["vil_tiny"]
+LIGHT, DIM = 250, 150
+"""Grey levels of the target's left and right half; the ground is darker than both."""
+
+
+@lru_cache
+def scene(index: int) -> Image:
+    """640x480 frame of a two-tone 60x44 target that moves over a dark ground."""
+    image = np.full((480, 640, 3), 30, dtype=np.uint8)
+    x, y = 250 + 9 * index, 240 - 4 * index
+    image[y : y + 44, x : x + 30] = LIGHT
+    image[y : y + 44, x + 30 : x + 60] = DIM
+    return image
+
+
+def moving(count: int = 12, hidden: tuple[int, ...] = ()) -> Sequence:
+    boxes = np.array([[250 + 9 * i, 240 - 4 * i, 60, 44] for i in range(count)], dtype=np.float64)
+    boxes[list(hidden)] = np.nan
+    return Sequence("moving", boxes, np.arange(count) / 30, scene)
+
+
+def still(count: int = 12) -> Sequence:
+    boxes = np.tile([250.0, 240, 60, 44], (count, 1))
+    return Sequence("still", boxes, np.arange(count) / 30, lambda index: scene(0))
+
+
+@dataclass
+class Fixed:
+    """A source that shows the first frames of one video and counts how often it is asked."""
+
+    video: Sequence
+    asked: int = 0
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
+        self.asked += 1
+        video = self.video
+        return Sequence(video.name, video.boxes[:frames], video.stamps[:frames], video.load)
+
+
+def clips_of(
+    video: Sequence, frames: int = 4, absent: float = 0.0, level: float = 1.0
+) -> ClipDataset:
+    sources = [(1.0, Fixed(video))]
+    return ClipDataset(sources, NANO, frames, 40, 11, lambda index: Difficulty(level), absent)
+
+
+def bright(crop: Image) -> Image:
+    """(S, S) bool: the target's pixels in a (3, S, S) crop, whatever the look."""
+    grey = cv2.GaussianBlur(crop.mean(axis=0).astype(np.float32), (3, 3), 0)
+    ground, top = np.percentile(grey, 20), grey.max()
+    return np.asarray(grey > ground + 0.3 * (top - ground))
+
+
+def found_box(crop: Image) -> FloatArray:
+    """(x0, y0, x1, y1) of the target's pixels as shares of the crop, a few stray ones left out."""
+    mask = bright(crop)
+    ends = []
+    for axis in (0, 1):
+        line = np.flatnonzero(mask.sum(axis=axis) > 4)
+        ends.append((line[0], line[-1] + 1))
+    (x0, x1), (y0, y1) = ends
+    return np.array([x0, y0, x1, y1]) / crop.shape[-1]
+
+
+def is_mirrored(crop: Image) -> bool:
+    """The lighter half of the target lies on the right."""
+    x0, y0, x1, y1 = (found_box(crop) * crop.shape[-1]).astype(int)
+    inside = crop[:, y0:y1, x0:x1].mean(axis=(0, 1))
+    half = len(inside) // 2
+    return bool(inside[:half].mean() < inside[-half:].mean())
+
+
+def all_clips(dataset: ClipDataset) -> Iterator[Clip]:
+    return (dataset[index] for index in range(len(dataset)))
+
+
+def test_shapes_and_types() -> None:
+    clip = clips_of(moving())[0]
+    size = NANO.search_size
+    assert clip["template"].shape == (1, 3, NANO.template_size, NANO.template_size)
+    assert clip["search"].shape == (4, 3, size, size)
+    assert clip["template"].dtype == clip["search"].dtype == np.uint8
+    assert (clip["box"].shape, clip["box"].dtype) == ((4, 4), np.float32)
+    assert (clip["visible"].shape, clip["visible"].dtype) == ((4,), np.bool_)
+    assert (clip["motion"].shape, clip["motion"].dtype) == ((4, 3), np.float32)
+
+
+def test_channels_are_rgb() -> None:
+    red = np.full((100, 120, 3), (0, 0, 220), dtype=np.uint8)
+    video = Sequence("red", np.tile([40.0, 40, 20, 20], (2, 1)), np.arange(2) / 30, lambda i: red)
+    seen = [clip["template"][0].mean(axis=(1, 2)) for clip in all_clips(clips_of(video, 1))]
+    coloured = [mean for mean in seen if np.ptp(mean) > 5]  # a grey look is grey
+    assert len(coloured) > 20
+    assert all(mean.argmax() == 0 for mean in coloured)
+
+
+def test_box_marks_the_target_in_the_crop_also_when_mirrored() -> None:
+    mirrored = []
+    for clip in all_clips(clips_of(moving())):
+        flipped = is_mirrored(clip["template"][0])
+        mirrored.append(flipped)
+        assert clip["visible"].all()
+        for crop, (cx, cy, w, h) in zip(clip["search"], clip["box"], strict=True):
+            wanted = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]).clip(0, 1)
+            # the strongest blur moves an edge by a few of the crop's 224 pixels
+            np.testing.assert_allclose(found_box(crop), wanted, atol=6 / 224)
+            whole = cx - w / 2 > 0 and cx + w / 2 < 1
+            assert not whole or is_mirrored(crop) == flipped
+    assert 8 < sum(mirrored) < 32
+
+
+def test_template_shows_the_target_in_its_middle() -> None:
+    for clip in all_clips(clips_of(moving())):
+        x0, y0, x1, y1 = found_box(clip["template"][0])
+        assert abs((x0 + x1) / 2 - 0.5) < 0.1
+        assert abs((y0 + y1) / 2 - 0.5) < 0.1
+        # side of the crop: template_factor times the geometric mean of the box's sides
+        extent = math.sqrt((x1 - x0) * (y1 - y0))
+        assert extent == pytest.approx(1 / NANO.template_factor, rel=0.25)
+
+
+def test_motion_maps_a_crop_to_the_one_before_also_when_mirrored() -> None:
+    """What stands still in the frame is found where the motion says, in numbers and in pixels."""
+    seen = set()
+    for clip in all_clips(clips_of(still())):
+        seen.add(is_mirrored(clip["template"][0]))
+        box, motion = clip["box"].astype(np.float64), clip["motion"].astype(np.float64)
+        np.testing.assert_array_equal(motion[0], (0, 0, 1))
+        for k in range(1, len(box)):
+            shift, zoom = motion[k, :2], motion[k, 2]
+            np.testing.assert_allclose(zoom * box[k, :2] + shift, box[k - 1, :2], atol=1e-5)
+            np.testing.assert_allclose(zoom * box[k, 2:], box[k - 1, 2:], atol=1e-5)
+            before, now = found_box(clip["search"][k - 1]), found_box(clip["search"][k])
+            if np.concatenate([before, now]).min() > 0 and np.concatenate([before, now]).max() < 1:
+                middle_now, middle_before = (now[:2] + now[2:]) / 2, (before[:2] + before[2:]) / 2
+                np.testing.assert_allclose(zoom * middle_now + shift, middle_before, atol=6 / 224)
+    assert seen == {False, True}
+
+
+def test_hidden_frames_are_not_visible_and_the_crop_waits() -> None:
+    for clip in all_clips(clips_of(moving(hidden=(2, 3)), level=0.0)):
+        assert clip["visible"].tolist() == [True, False, False, True]
+        assert np.isnan(clip["box"][1:3]).all()
+        assert np.isfinite(clip["motion"]).all()
+
+
+def test_absent_crops_do_not_show_the_target() -> None:
+    looked = 0
+    for clip in all_clips(clips_of(moving(), absent=1.0)):
+        assert not clip["visible"].any()
+        for crop, (cx, cy, w, h) in zip(clip["search"], clip["box"], strict=True):
+            assert max(abs(cx - 0.5), abs(cy - 0.5)) > 0.5
+            if max(abs(cx - 0.5) - w / 2, abs(cy - 0.5) - h / 2) > 0.55:
+                assert np.ptp(cv2.GaussianBlur(crop.mean(axis=0), (9, 9), 0)) < 60
+                looked += 1
+    assert looked > 40
+
+
+def test_absent_crops_are_cut_beside_the_target() -> None:
+    """Also where the shift of a hard clip points back to the target."""
+    sources = [(1.0, Fixed(still()))]
+    dataset = ClipDataset(sources, TINY, 1, 1500, 0, lambda index: Difficulty(1.0), absent=1.0)
+    assert sum(bool(clip["visible"].any()) for clip in all_clips(dataset)) == 0
+
+
+def test_share_of_absent_clips() -> None:
+    hidden = sum(not clip["visible"].any() for clip in all_clips(clips_of(moving(), 1, 0.3)))
+    assert 4 <= hidden <= 22  # of 40
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_shift_and_zoom_follow_the_difficulty(level: float) -> None:
+    difficulty = Difficulty(level)
+    boxes = np.stack([clip["box"][0] for clip in all_clips(clips_of(still(), 1, level=level))])
+    shift = np.abs(boxes[:, :2] - 0.5).max(axis=0)
+    assert (shift <= difficulty.shift + 0.01).all()  # crops have whole pixels
+    assert (shift > 0.7 * difficulty.shift).all()
+    zoom = np.log(NANO.search_factor * np.sqrt(boxes[:, 2] * boxes[:, 3]))
+    assert zoom.std() == pytest.approx(difficulty.zoom, rel=0.4)
+
+
+def test_difficulty_grows_with_its_level() -> None:
+    easy, hard = Difficulty(0.0), Difficulty(1.0)
+    assert (easy.max_gap, hard.max_gap) == (5, 75)
+    assert (easy.shift, easy.zoom) == (0.12, 0.08)
+    assert (hard.shift, hard.zoom) == pytest.approx((0.34, 0.25))
+    assert hard.shift < 0.5, "the target's centre must stay in the search crop"
+
+
+def test_weights_of_sources_are_respected() -> None:
+    sources = [Fixed(still()) for _ in range(3)]
+    weighted = list(zip((3.0, 0.0, 1.0), sources, strict=True))
+    dataset = ClipDataset(weighted, TINY, 1, 400, 5, lambda index: Difficulty(0.0))  # type: ignore[arg-type]
+    for _ in all_clips(dataset):
+        pass
+    first, never, last = (source.asked for source in sources)
+    assert never == 0
+    assert first + last == 400
+    assert 265 < first < 335
+
+
+def test_no_source_is_refused() -> None:
+    with pytest.raises(DataError, match="no source"):
+        ClipDataset([], TINY, 1, 4, 5, lambda index: Difficulty(0.0))
+
+
+def test_clip_takes_the_difficulty_of_its_number() -> None:
+    asked = []
+
+    def schedule(index: int) -> Difficulty:
+        asked.append(index)
+        return Difficulty(0.0)
+
+    dataset = ClipDataset([(1.0, Fixed(still()))], TINY, 1, 9, 5, schedule)
+    dataset[7], dataset[2]
+    assert asked == [7, 2]
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(3)
+    paths = []
+    for index in range(2):
+        small = rng.integers(0, 255, size=(6, 8, 3), dtype=np.uint8)
+        path = tmp_path / f"photograph{index}.jpg"
+        cv2.imwrite(str(path), cv2.resize(small, (240, 180), interpolation=cv2.INTER_CUBIC))
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def studio(tmp_path: Path, photographs: list[Path]) -> Studio:
+    bgra = np.full((40, 60, 4), (20, 200, 90, 255), dtype=np.uint8)
+    bgra[:8, :8, 3] = 0
+    cv2.imwrite(str(tmp_path / "stamp.png"), bgra)
+    return Studio([tmp_path / "stamp.png"], [], photographs)
+
+
+def test_clip_is_a_function_of_seed_and_number(studio: Studio, photographs: list[Path]) -> None:
+    def made(seed: int) -> ClipDataset:
+        fresh = Studio(studio.cutouts, studio.masked, studio.stills)
+        boxed = [(photographs[0], np.array([[60.0, 50, 40, 30], [100, 90, 30, 30]]))]
+        sources = [
+            (1.0, Videos([moving(), still()])),
+            (1.0, BoxedStills(boxed)),
+            (1.0, StillPatches(photographs)),
+            (1.0, Composites(fresh)),
+        ]
+        return ClipDataset(sources, TINY, 2, 16, seed, lambda index: Difficulty(0.5), 0.2)
+
+    one, two, other = made(0), made(0), made(1)
+    order = np.random.default_rng(0).permutation(16)
+    late = {int(index): two[int(index)] for index in order}  # in another order, too
+    differ = 0
+    for index in range(16):
+        clip = one[index]
+        for name, value in clip.items():
+            assert value.tobytes() == late[index][name].tobytes(), (index, name)  # type: ignore
+        differ += clip["search"].tobytes() != other[index]["search"].tobytes()
+    assert differ == 16
+    assert one[0]["search"].tobytes() != one[1]["search"].tobytes()
+
+
+def test_patches_and_composites_begin_with_a_box(studio: Studio, photographs: list[Path]) -> None:
+    rng = np.random.default_rng(0)
+    for source in (StillPatches(photographs), Composites(studio)):
+        for _ in range(15):
+            video = source(rng, 3, 5)
+            assert len(video) == 3
+            assert video.visible[0]
+            assert (video.boxes[video.visible][:, 2:] > 4).all()
+
+
+def chosen_frames(videos: Videos, rng: Rng, frames: int, max_gap: int) -> list[int]:
+    """Which frames a source shows: their brightness is their index."""
+    video = videos(rng, frames, max_gap)
+    shown = [int(video.load(index)[0, 0, 0]) for index in range(frames)]
+    assert video.boxes[:, 0].tolist() == shown
+    return shown
+
+
+def numbered(count: int) -> Sequence:
+    """A video whose frame i is of the level i and whose box lies at x = i."""
+    boxes = np.tile([0.0, 0, 5, 5], (count, 1))
+    boxes[:, 0] = np.arange(count)
+    return Sequence(
+        "numbered", boxes, np.arange(count) / 30, lambda i: np.full((2, 2, 3), i, np.uint8)
+    )
+
+
+def test_videos_go_forwards_or_backwards_and_never_stand_still() -> None:
+    frames, max_gap = 4, 8
+    videos = Videos([numbered(2 * (max_gap + 3 * (frames - 2)) + 1)])
+    rng = np.random.default_rng(0)
+    ways, firsts = set(), set()
+    for _ in range(400):
+        steps = np.diff(chosen_frames(videos, rng, frames, max_gap))
+        way = int(np.sign(steps[0]))
+        assert 1 <= way * steps[0] <= max_gap
+        assert all(1 <= way * step <= 3 for step in steps[1:])
+        ways.add(way)
+        firsts.add(int(abs(steps[0])))
+    assert ways == {-1, 1}
+    assert firsts == set(range(1, max_gap + 1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 9, 20, 60])
+def test_videos_shorter_than_the_gap(count: int) -> None:
+    """They stay inside, in order, and repeat a frame only where there are too few."""
+    videos = Videos([numbered(count)])
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        steps = np.diff(chosen_frames(videos, rng, 3, 75))
+        assert (steps >= 0).all() or (steps <= 0).all()
+        assert steps.all() or count < 9
+
+
+def test_one_search_frame_is_another_frame_than_the_template() -> None:
+    videos = Videos([numbered(30)])
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        template, search = chosen_frames(videos, rng, 2, 75)
+        assert template != search
+
+
+def test_videos_begin_where_the_target_is_seen() -> None:
+    video = moving(hidden=(0, 1, 2, 7, 8))
+    rng = np.random.default_rng(0)
+    assert all(Videos([video])(rng, 3, 4).visible[0] for _ in range(100))
+
+
+def test_videos_below_leave_out_what_shows_no_target(tmp_path: Path) -> None:
+    for name, rows in (("seen", ["1,2,9,9"] * 3), ("once", ["1,2,9,9", "nan,nan,nan,nan"])):
+        (tmp_path / name / "img").mkdir(parents=True)
+        for index in range(len(rows)):
+            cv2.imwrite(str(tmp_path / name / "img" / f"{index}.png"), np.zeros((20, 20), np.uint8))
+        (tmp_path / name / "groundtruth_rect.txt").write_text("\n".join(rows))
+    assert [video.name for video in videos_below(tmp_path).sequences] == ["seen"]
+
+
+def test_boxed_stills_are_read(tmp_path: Path, photographs: list[Path]) -> None:
+    csv = photographs[0].with_suffix(".csv")
+    csv.write_text("10,20,30,40\n5,5,11.9,50\nnan,nan,nan,nan\n1.5,2.5,12,12\n")
+    photographs[1].with_suffix(".csv").write_text("\n")  # nothing to see in this one
+    ((path, boxes),) = read_boxed_stills(tmp_path)
+    assert path == photographs[0]
+    np.testing.assert_array_equal(boxes, [[10, 20, 30, 40], [1.5, 2.5, 12, 12]])
+    assert len(read_boxed_stills(tmp_path, least_side=30)[0][1]) == 1
+    assert read_boxed_stills(tmp_path, least_side=50) == []
+
+
+def test_boxed_still_without_its_image(tmp_path: Path) -> None:
+    (tmp_path / "gone.csv").write_text("1,2,30,40\n")
+    with pytest.raises(DataError, match=r"gone\.csv has no image gone\.jpg"):
+        read_boxed_stills(tmp_path)
+
+
+def test_boxed_still_with_a_malformed_row(photographs: list[Path]) -> None:
+    csv = photographs[0].with_suffix(".csv")
+    csv.write_text("10,20,30,40\n10,20,30\n")
+    with pytest.raises(DataError, match=r"photograph0\.csv, line 2.*'10,20,30'"):
+        read_boxed_stills(csv.parent)
+
+
+def test_images_below_skip_a_folder(tmp_path: Path) -> None:
+    for name in ("a.jpg", "deep/er/b.PNG", "stamps/c.png", "stamps/more/d.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = [path.name for path in images_below(tmp_path, (tmp_path / "stamps",))]
+    assert names == ["a.jpg", "b.PNG"]
+    assert len(images_below(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_masks_find_their_frames(tmp_path: Path, suffix: str) -> None:
+    for folder in ("img", "mask"):
+        (tmp_path / "cat" / folder).mkdir(parents=True)
+    (tmp_path / "cat" / "img" / f"01{suffix}").write_bytes(b"")
+    for name in ("01.png", "02.png"):  # the second has no frame
+        (tmp_path / "cat" / "mask" / name).write_bytes(b"")
+    ((frame, mask),) = masked_frames(tmp_path)
+    assert (frame.name, mask.name) == (f"01{suffix}", "01.png")

@@ -1,0 +1,415 @@
+"""Made-up videos: the truth that goes with the pixels is found again in the pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vil_tracker_core.data import synthetic
+from vil_tracker_core.data.sequence import DataError, Sequence
+from vil_tracker_core.data.synthetic import (
+    CANVAS,
+    Cutout,
+    Mover,
+    Rng,
+    Studio,
+    make_cutout,
+    masked_cutout,
+    pan_still,
+    read_cutout,
+)
+from vil_tracker_core.geometry import Box, FloatArray, Image
+
+WHITE = (255, 255, 255)
+
+
+def picture(rng: Rng, width: int = 200, height: int = 160) -> Image:
+    """A smooth random photograph."""
+    small = rng.integers(0, 255, size=(6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def ellipse(width: int, height: int, colour: tuple[int, int, int] = WHITE) -> Image:
+    """(H, W, 4) BGRA with an opaque ellipse that leaves a margin of a few pixels."""
+    bgra = np.zeros((height, width, 4), dtype=np.uint8)
+    middle, axes = (width // 2, height // 2), (width // 2 - 4, height // 2 - 6)
+    cv2.ellipse(bgra, middle, axes, 0, 0, 360, (*colour, 255), -1)
+    return bgra
+
+
+def cutout_of(bgra: Image) -> Cutout:
+    cutout = make_cutout(bgra)
+    assert cutout is not None
+    return cutout
+
+
+def mover_of(cutout: Cutout, **course: object) -> Mover:
+    values: dict[str, object] = {
+        "at": np.array([190.0, 160.0]),
+        "velocity": np.zeros(2),
+        "extent": 60.0,
+        "growth": 0.0,
+        "angle": 0.0,
+        "spin": 0.0,
+        "aspect": 1.0,
+        "mirrored": False,
+    }
+    return Mover(cutout=cutout, **{**values, **course})  # type: ignore[arg-type]
+
+
+def painted_box(mover: Mover, time: float) -> Box:
+    """The bounding box of what the mover changes on a black canvas, at half its brightness."""
+    canvas = np.zeros((CANVAS[1], CANVAS[0], 3), dtype=np.uint8)
+    mover.paint(canvas, time)
+    rows, columns = np.nonzero(canvas[..., 1] > 127)
+    x, y = columns.min(), rows.min()
+    return Box(x, y, columns.max() + 1 - x, rows.max() + 1 - y)
+
+
+def edges(box: Box) -> FloatArray:
+    return np.array([box.x, box.y, box.x + box.w, box.y + box.h])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_box_is_that_of_the_painted_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cutout = cutout_of(ellipse(int(rng.integers(40, 150)), int(rng.integers(40, 150))))
+    mover = mover_of(
+        cutout,
+        at=rng.uniform((150, 130), (230, 190)),
+        velocity=rng.normal(0, 1.5, size=2),
+        extent=rng.uniform(15, 100),  # from a fifth of the cut-out's own size to about twice
+        growth=rng.normal(0, 0.02),
+        angle=rng.uniform(-math.pi, math.pi),
+        spin=rng.normal(0, 0.02),
+        aspect=math.exp(rng.normal(0, 0.12)),
+        mirrored=bool(rng.random() < 0.5),
+    )
+    time = float(rng.integers(0, 8))
+    np.testing.assert_allclose(edges(painted_box(mover, time)), edges(mover.box(time)), atol=1.0)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("extent", [20.0, 47.0, 90.0])
+def test_lopsided_cutout_keeps_its_box(extent: float, mirrored: bool) -> None:
+    bgra = np.zeros((80, 100, 4), dtype=np.uint8)
+    bgra[10:70, 5:25] = 255  # an L in a corner of its image
+    bgra[50:70, 5:60] = 255
+    mover = mover_of(cutout_of(bgra), extent=extent, mirrored=mirrored)
+    box = mover.box(0)
+    np.testing.assert_allclose(edges(painted_box(mover, 0)), edges(box), atol=1.0)
+    assert math.sqrt(box.w * box.h) == pytest.approx(extent)
+    assert (box.cx, box.cy) == pytest.approx((190, 160))
+
+
+def test_mirrored_mover_shows_the_mirrored_object() -> None:
+    bgra = np.zeros((60, 60, 4), dtype=np.uint8)
+    bgra[..., 3], bgra[:, :20, :3] = 255, 255  # bright on the left
+    for mirrored, bright_on_left in ((False, True), (True, False)):
+        canvas = np.zeros((CANVAS[1], CANVAS[0], 3), dtype=np.uint8)
+        mover_of(cutout_of(bgra), mirrored=mirrored).paint(canvas, 0)
+        columns = np.nonzero(canvas[..., 0] > 127)[1]
+        assert bool(columns.mean() < 190) == bright_on_left
+
+
+@pytest.mark.parametrize("at", [(0.0, 160.0), (384.0, 10.0), (200.0, 320.0), (-300.0, 90.0)])
+def test_painting_across_the_edge_cuts_the_same_picture(at: tuple[float, float]) -> None:
+    mover = mover_of(cutout_of(ellipse(80, 60)), at=np.array(at), angle=0.4)
+    moved = mover_of(cutout_of(ellipse(80, 60)), at=np.array(at) + 400, angle=0.4)
+    canvas = np.zeros((CANVAS[1], CANVAS[0], 3), dtype=np.uint8)
+    wide = np.zeros((1100, 1100, 3), dtype=np.uint8)
+    mover.paint(canvas, 0)
+    moved.paint(wide, 0)
+    inner = wide[400 : 400 + CANVAS[1], 400 : 400 + CANVAS[0]]
+    assert np.abs(canvas.astype(int) - inner).max() <= 2
+
+
+def test_paint_leaves_what_the_cutout_does_not_cover() -> None:
+    canvas = picture(np.random.default_rng(0), *CANVAS)
+    before = canvas.copy()
+    mover = mover_of(cutout_of(ellipse(80, 60)))
+    mover.paint(canvas, 0)
+    box = mover.box(0)
+    outside = np.ones(canvas.shape[:2], dtype=bool)
+    outside[int(box.y) - 2 : int(box.y + box.h) + 3, int(box.x) - 2 : int(box.x + box.w) + 3] = 0
+    np.testing.assert_array_equal(canvas[outside], before[outside])
+    assert (canvas[160, 190] == 255).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hull_holds_every_opaque_pixel_and_nothing_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = cv2.GaussianBlur(rng.normal(size=(40, 50)), (0, 0), 4)
+    alpha = np.where(noise > np.quantile(noise, 0.7), 255, 0)
+    bgra = np.dstack([np.full((40, 50, 3), 90), alpha]).astype(np.uint8)
+    hull = cutout_of(bgra).hull
+    rows, columns = np.nonzero(alpha)
+    corners = {(x + dx, y + dy) for y, x in zip(rows, columns, strict=True) for dx in (0, 1)
+               for dy in (0, 1)}  # fmt: skip
+    assert {tuple(point) for point in hull.astype(int).tolist()} <= corners
+    sides = np.roll(hull, -1, axis=0) - hull
+    points = np.array(sorted(corners))[:, None] - hull  # (corners, hull, 2)
+    turns = sides[:, 0] * points[..., 1] - sides[:, 1] * points[..., 0]
+    turns *= np.sign(turns.sum())
+    assert turns.min() >= 0, "a corner of an opaque pixel lies outside the hull"
+
+
+def test_extent_is_that_of_the_opaque_part() -> None:
+    bgra = np.zeros((60, 60, 4), dtype=np.uint8)
+    bgra[10:26, 20:56] = 255
+    assert cutout_of(bgra).extent == pytest.approx(math.sqrt(16 * 36))
+
+
+def test_large_cutout_shrinks_and_keeps_its_shape() -> None:
+    cutout = cutout_of(ellipse(640, 320))
+    assert cutout.bgra.shape == (80, 160, 4)
+    np.testing.assert_allclose(np.ptp(cutout.hull, axis=0), (632 / 4, 308 / 4), atol=2)
+
+
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_colour_under_transparent_pixels_never_shows(hidden: int) -> None:
+    """A grey object that is shrunk: colour times alpha is the object's grey times alpha."""
+    bgra = ellipse(333, 333, (128, 128, 128))
+    bgra[bgra[..., 3] == 0, :3] = hidden
+    cutout = cutout_of(bgra).bgra.astype(float)
+    expected = np.repeat(cutout[..., 3:] * 128 / 255, 3, axis=-1)
+    np.testing.assert_allclose(cutout[..., :3], expected, atol=2)
+
+
+def test_hardly_opaque_is_no_cutout() -> None:
+    bgra = np.full((60, 60, 4), 255, dtype=np.uint8)
+    bgra[..., 3] = 100
+    assert make_cutout(bgra) is None
+    bgra[:8, :7, 3] = 255  # 56 px
+    assert make_cutout(bgra) is None
+    assert make_cutout(np.full((7, 60, 4), 255, dtype=np.uint8)) is None
+
+
+def test_files_without_alpha_are_no_cutouts(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "rgb.png"), np.full((40, 40, 3), 9, np.uint8))
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((40, 40), 9, np.uint8))
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((40, 40, 4), 65535, np.uint16))
+    cv2.imwrite(str(tmp_path / "good.png"), ellipse(50, 40))
+    for name in ("rgb", "grey", "deep"):
+        assert read_cutout(tmp_path / f"{name}.png") is None
+    assert read_cutout(tmp_path / "good.png") is not None
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        read_cutout(tmp_path / "broken.png")
+
+
+@pytest.mark.parametrize("mark", [1, 128, 255])
+def test_masked_cutout_is_the_marked_object(mark: int) -> None:
+    frame = np.full((100, 120, 3), (0, 0, 255), dtype=np.uint8)
+    mask = np.zeros((100, 120), dtype=np.uint8)
+    cv2.rectangle(frame, (30, 20), (69, 49), (255, 0, 0), -1)
+    cv2.rectangle(mask, (30, 20), (69, 49), mark, -1)
+    cutout = masked_cutout(frame, mask)
+    assert cutout is not None
+    np.testing.assert_allclose(np.ptp(cutout.hull, axis=0), (40, 30), atol=1)
+    opaque = cutout.bgra[cutout.bgra[..., 3] == 255]
+    assert len(opaque) > 1000
+    assert (opaque[:, :3] == (255, 0, 0)).all()
+
+
+def test_small_mask_is_no_cutout() -> None:
+    mask = np.zeros((100, 120), dtype=np.uint8)
+    assert masked_cutout(np.zeros((100, 120, 3), np.uint8), mask) is None
+    mask[:14, :14] = 255  # 196 px
+    assert masked_cutout(np.zeros((100, 120, 3), np.uint8), mask) is None
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    rng = np.random.default_rng(7)
+    paths = {name: tmp_path / f"{name}.png" for name in ("a", "b", "still", "frame", "mask")}
+    cv2.imwrite(str(paths["a"]), ellipse(60, 50, (20, 220, 60)))
+    cv2.imwrite(str(paths["b"]), ellipse(120, 70, (220, 30, 160)))
+    cv2.imwrite(str(paths["still"]), picture(rng))
+    cv2.imwrite(str(paths["frame"]), picture(rng))
+    mask = np.zeros((160, 200), dtype=np.uint8)
+    cv2.circle(mask, (90, 80), 30, 255, -1)
+    cv2.imwrite(str(paths["mask"]), mask)
+    return Studio([paths["a"], paths["b"]], [(paths["frame"], paths["mask"])], [paths["still"]])
+
+
+def test_composed_video_is_a_function_of_the_seed(studio: Studio) -> None:
+    fresh = Studio(studio.cutouts, studio.masked, studio.stills)  # with an empty cache
+    for seed in range(3):
+        one = studio.compose(np.random.default_rng(seed), 4)
+        two = fresh.compose(np.random.default_rng(seed), 4)
+        np.testing.assert_array_equal(one.boxes, two.boxes)
+        for index in range(4):
+            assert one.load(index).shape == (CANVAS[1], CANVAS[0], 3)
+            np.testing.assert_array_equal(one.load(index), two.load(index))
+    other = studio.compose(np.random.default_rng(3), 4)
+    assert not np.array_equal(one.load(0), other.load(0))
+
+
+Painted = list[tuple[Mover, float]]
+Compose = Callable[[int], tuple[Sequence, Mover, Painted]]
+
+
+@pytest.fixture
+def compose(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Compose:
+    """A function of a seed -> (video of 6 frames, its target, all it painted in order).
+
+    Occluders are made twice as large as they would be, so that some hide the whole target.
+    """
+    made: list[Mover] = []
+    painted: Painted = []
+    make, paint = synthetic._random_mover, Mover.paint
+
+    def making(*args: object, **named: object) -> Mover:
+        mover = make(*args, **named)  # type: ignore[arg-type]
+        occludes = bool(made) and not named.get("apart_from")
+        made.append(replace(mover, extent=2 * mover.extent) if occludes else mover)
+        return made[-1]
+
+    def painting(mover: Mover, canvas: Image, time: float, gain: float = 1.0) -> None:
+        painted.append((mover, time))
+        paint(mover, canvas, time, gain)
+
+    monkeypatch.setattr(synthetic, "_random_mover", making)
+    monkeypatch.setattr(Mover, "paint", painting)
+
+    def composed(seed: int) -> tuple[Sequence, Mover, Painted]:
+        made.clear()
+        painted.clear()
+        video = studio.compose(np.random.default_rng(seed), 6)
+        return video, made[0], list(painted)
+
+    return composed
+
+
+def place(mover: Mover, movers: list[Mover]) -> int:
+    return next(index for index, other in enumerate(movers) if other is mover)
+
+
+def shared(a: FloatArray, b: FloatArray) -> float:
+    """Area that two boxes given by their edges share."""
+    size = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    return float(np.prod(size.clip(0)))
+
+
+def test_box_is_absent_where_hidden_or_outside(compose: Compose) -> None:
+    seen = {"shown": 0, "outside": 0, "hidden": 0}
+    for seed in range(150):
+        video, target, painted = compose(seed)
+        for time in range(len(video)):
+            order = [mover for mover, at in painted if at == time]
+            over = order[place(target, order) + 1 :]
+            assert len(over) <= 1, "only an occluder may be painted over the target"
+            box = edges(target.box(time))
+            area = float(np.prod(box[2:] - box[:2]))
+            outside = shared(box, np.array([0, 0, *CANVAS])) < 0.25 * area
+            hidden = any(shared(box, edges(o.box(time))) > 0.8 * area for o in over)
+            if outside or hidden:
+                assert np.isnan(video.boxes[time]).all()
+            else:
+                np.testing.assert_allclose(video.boxes[time], target.box(time))
+            seen["outside" if outside else "hidden" if hidden else "shown"] += 1
+    assert seen["shown"] > 500
+    assert seen["hidden"] > 5, "the seeds show no hidden target: the test has lost its meaning"
+
+
+def test_distractors_do_not_start_on_the_target(compose: Compose) -> None:
+    others = 0
+    for seed in range(100):
+        _, target, painted = compose(seed)
+        first = [mover for mover, time in painted if time == 0]
+        box = edges(target.box(0))
+        for mover in first[: place(target, first)]:
+            assert shared(box, edges(mover.box(0))) < 0.1 * np.prod(box[2:] - box[:2]), seed
+            others += 1
+    assert others > 100
+
+
+def test_distractor_without_room_starts_outside_the_picture() -> None:
+    rng = np.random.default_rng(0)
+    cutout = cutout_of(ellipse(60, 50))
+    target = mover_of(cutout, at=np.array([192.0, 160.0]), extent=200.0)
+    for _ in range(20):
+        other = synthetic._random_mover(rng, cutout, 200.0, 0.0, apart_from=target)
+        assert other.at[0] > CANVAS[0]
+
+
+def test_empty_cutouts_are_reported(studio: Studio, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "rgb.png"), np.full((40, 40, 3), 9, np.uint8))
+    bare = Studio([tmp_path / "rgb.png"], [], studio.stills)
+    with pytest.raises(DataError, match="alpha"):
+        bare.compose(np.random.default_rng(0), 2)
+
+
+def test_both_kinds_of_cutouts_are_used(studio: Studio) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [studio.pick_cutout(rng).bgra.shape[:2] for _ in range(200)]
+    masked = sum(shape == (61, 61) for shape in shapes)
+    assert 70 <= masked <= 130
+
+
+RED = (0, 0, 255)
+
+
+def red_photograph(width: int, height: int, box: Box) -> Image:
+    """A grey photograph with one red rectangle."""
+    image = np.full((height, width, 3), 110, dtype=np.uint8)
+    x, y, w, h = (int(value) for value in box)
+    image[y : y + h, x : x + w] = RED
+    return image
+
+
+def redness(view: Image) -> Image:
+    """(H, W) bool: more than half red."""
+    return np.asarray(view[..., 2].astype(int) - view[..., 1] > 127)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [
+        (900, 700, Box(400, 300, 40, 30)),
+        (900, 700, Box(330, 250, 260, 180)),  # shown smaller
+        (300, 260, Box(130, 110, 50, 40)),  # smaller than a view may be
+        (900, 700, Box(150, 120, 30, 60)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_box_of_a_panned_still_follows_the_pixels(
+    width: int, height: int, box: Box, seed: int
+) -> None:
+    image = red_photograph(width, height, box)
+    video = pan_still(np.random.default_rng(seed), image, box, 6)
+    assert len(video) == 6
+    moved = np.ptp(video.boxes[:, :2], axis=0)
+    assert moved.min() > 3, "the camera stands still"
+    for index in range(6):
+        x, y, w, h = video.boxes[index]
+        rows, columns = np.nonzero(redness(video.load(index)))
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(found, [x, y, x + w, y + h], atol=1.5)
+
+
+def test_panned_still_is_a_function_of_the_seed() -> None:
+    box = Box(130, 110, 50, 40)
+    image = picture(np.random.default_rng(0), 300, 260)
+    one, two = (pan_still(np.random.default_rng(5), image, box, 3) for _ in range(2))
+    np.testing.assert_array_equal(one.boxes, two.boxes)
+    for index in range(3):
+        np.testing.assert_array_equal(one.load(index), two.load(index))
+
+
+@pytest.mark.parametrize("box", [Box(850, 300, 40, 30), Box(400, 8, 40, 30), Box(5, 5, 40, 30)])
+def test_target_near_the_edge_has_no_twin(box: Box) -> None:
+    """What lies beyond the photograph must not show the target a second time."""
+    image = red_photograph(900, 700, box)
+    video = pan_still(np.random.default_rng(1), image, box, 4)
+    for index in range(4):
+        red = redness(video.load(index)).astype(np.uint8)
+        parts = cv2.connectedComponents(red)[0] - 1
+        assert parts == 1, f"view {index} shows the target {parts} times"

@@ -1,0 +1,289 @@
+"""The node as its own process, met over DDS by a player process and by this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+from vision_msgs.msg import Detection2D, Detection2DArray
+
+from vil_tracker_core import weights
+from vil_tracker_core.data.sequence import Sequence
+from vil_tracker_core.evaluation.bags import make_bag, open_bag
+from vil_tracker_core.geometry import Box, iou
+from vil_tracker_ros.conversions import from_bounding_box, stamp_ns, to_bounding_box, to_time
+from vil_tracker_ros.msg import TrackArray
+from vil_tracker_ros.srv import InitTrack, StopTrack
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "clips" / "rendered"
+FRAMES = 16
+NODE = "vil_tracker_ros.tracker_node"
+PATIENCE = 40.0  # s; never slept, only waited for at most
+
+
+class Ground(Node):
+    """The ground station: publishes frames, calls the services, keeps what comes back."""
+
+    def __init__(self) -> None:
+        super().__init__("ground")
+        self.detections: list[Detection2D] = []
+        self.arrays: list[Detection2DArray] = []
+        self.tracks: list[TrackArray] = []
+        many = QoSProfile(depth=200)
+        self.create_subscription(Detection2D, "detection", self.detections.append, many)
+        self.create_subscription(Detection2DArray, "detections", self.arrays.append, many)
+        self.create_subscription(TrackArray, "tracks", self.tracks.append, many)
+        self.image = self.create_publisher(Image, "image", QoSProfile(depth=10))
+        self.init = self.create_client(InitTrack, "init_track")
+        self.stop = self.create_client(StopTrack, "stop_track")
+        self.executor_ = SingleThreadedExecutor()
+        self.executor_.add_node(self)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"waited {PATIENCE:g} s for {what}"
+            self.executor_.spin_once(timeout_sec=0.02)
+
+    def call(self, client: Any, request: Any) -> Any:
+        self.until(client.service_is_ready, "a service")
+        future = client.call_async(request)
+        self.until(future.done, "an answer")
+        return future.result()
+
+    def until_active(self) -> None:
+        """The node listens to `image` and its results are heard here."""
+        self.until(lambda: self.count_subscribers("image") > 0, "the node to listen")
+        self.until(lambda: self.count_publishers("tracks") > 0, "the node's publisher")
+
+    def send(self, number: int, frame: np.ndarray | None = None, **changed: Any) -> int:
+        """Publishes one frame; returns its stamp in ns."""
+        if frame is None:
+            frame = np.full((120, 160, 3), 90, dtype=np.uint8)
+            frame[40:60, 50:80] = (30, 60, 200)
+        stamp = (number + 1) * 100_000_000
+        message = Image(
+            height=frame.shape[0],
+            width=frame.shape[1],
+            encoding="bgr8",
+            step=3 * frame.shape[1],
+            data=frame.tobytes(),
+        )
+        message.header.stamp, message.header.frame_id = to_time(stamp), "camera"
+        for name, value in changed.items():
+            setattr(message, name, value)
+        self.image.publish(message)
+        return stamp
+
+    def answered(self, stamp: int) -> bool:
+        return any(stamp_ns(array.header.stamp) == stamp for array in self.arrays)
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python module as a process, ended on leaving."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+        try:
+            child.communicate(timeout=15)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+
+
+def node(*parameters: str) -> Any:
+    values = [part for value in parameters for part in ("-p", value)]
+    return running(NODE, "--ros-args", *values)
+
+
+@pytest.fixture
+def ground(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
+    # a domain a test: nothing of the last test's node is heard in the next
+    Ground.domain = 10 + (getattr(Ground, "domain", os.getpid()) + 1) % 90
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(Ground.domain))
+    rclpy.init()
+    made = Ground()
+    yield made
+    made.destroy_node()
+    rclpy.shutdown()
+
+
+@pytest.fixture(scope="module")
+def slow_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first frames of the rendered clip at 4 Hz: slow enough for any machine."""
+    with open_bag(CLIP) as reader:
+        truth = reader.truth()
+        images = [image for _, image in zip(range(FRAMES), reader.images(), strict=False)]
+    bag = tmp_path_factory.mktemp("bags") / "slow"
+    frames = [image.frame for image in images]
+    boxes = np.array([truth[image.stamp] for image in images])
+    sequence = Sequence("slow", boxes, np.arange(FRAMES) / 4, frames.__getitem__)
+    make_bag(sequence, bag)
+    return bag
+
+
+def request(box: Box, **changed: Any) -> InitTrack.Request:
+    return InitTrack.Request(bbox=to_bounding_box(box), **changed)
+
+
+def test_every_frame_of_a_bag_comes_back_as_a_detection(ground: Ground, slow_bag: Path) -> None:
+    with open_bag(slow_bag) as reader:
+        truth = reader.truth()
+    stamps = sorted(truth)
+    remap = ("-r", "image:=/camera/image/compressed")
+    arguments = ("--ros-args", "-p", "image_transport:=compressed", *remap)
+    with running(NODE, *arguments):
+        ground.until(
+            lambda: ground.count_subscribers("/camera/image/compressed") > 0, "the node to listen"
+        )
+        with running("vil_tracker_ros.bag_player", str(slow_bag)):
+            ground.until(lambda: bool(ground.arrays), "the first frame")
+            answer = ground.call(
+                ground.init, request(truth[stamps[0]], track_id="car", stamp=to_time(stamps[0]))
+            )
+            assert answer.success, answer.message
+            assert (answer.track_id, stamp_ns(answer.stamp)) == ("car", stamps[0])
+            ground.until(lambda: len(ground.detections) >= FRAMES, "all detections")
+    assert [stamp_ns(found.header.stamp) for found in ground.detections] == stamps
+    assert {found.id for found in ground.detections} == {"car"}
+    assert {found.header.frame_id for found in ground.detections} == {"camera"}
+    overlaps = [
+        float(iou(from_bounding_box(found.bbox), truth[stamp]))
+        for found, stamp in zip(ground.detections, stamps, strict=True)
+    ]
+    assert overlaps[0] == pytest.approx(1.0, abs=1e-6)
+    assert np.mean(overlaps) > 0.5
+    last, track = ground.detections[-1], ground.tracks[-1].tracks[0]
+    covariance = np.array(last.results[0].pose.covariance).reshape(6, 6)
+    whole = np.array(track.covariance).reshape(4, 4)
+    np.testing.assert_array_equal(covariance[:2, :2], whole[:2, :2])
+    assert covariance[2:].sum() == covariance[:, 2:].sum() == 0
+    assert np.linalg.eigvalsh(whole).min() > 0
+    position = last.results[0].pose.pose.position
+    assert (position.x, position.y) == (last.bbox.center.position.x, last.bbox.center.position.y)
+
+
+def test_bad_calls_and_bad_frames_get_a_reason_and_the_node_lives(ground: Ground) -> None:
+    with node() as child:
+        ground.until_active()
+        box = Box(50, 40, 30, 20)
+        refusal = ground.call(ground.init, request(box))
+        assert (refusal.success, refusal.message) == (False, "no image has been received yet")
+        stamp = ground.send(0)
+        ground.until(lambda: ground.answered(stamp), "the first frame")
+        assert "outside the 160x120" in ground.call(ground.init, request(Box(900, 9, 9, 9))).message
+        nan = ground.call(ground.init, request(Box(float("nan"), 9, 9, 9)))
+        assert "not finite" in nan.message
+        old = ground.call(ground.init, request(box, stamp=to_time(77)))
+        assert "no frame with stamp" in old.message
+        assert "no track 'x'" in ground.call(ground.stop, StopTrack.Request(track_id="x")).message
+        assert ground.call(ground.init, request(box, track_id="t")).success
+        assert "in use" in ground.call(ground.init, request(box, track_id="t")).message
+        ground.send(1, encoding="32FC1")
+        ground.send(2, step=1)
+        ground.send(3, data=b"")
+        stamp = ground.send(4)
+        ground.until(lambda: ground.answered(stamp), "the frame after the bad ones")
+        assert [track.id for track in ground.tracks[-1].tracks] == ["t"]
+        stopped = ground.call(ground.stop, StopTrack.Request())
+        assert (stopped.success, stopped.stopped) == (True, ["t"])
+        stamp = ground.send(5)
+        ground.until(lambda: ground.answered(stamp), "a frame without tracks")
+        assert ground.tracks[-1].tracks == []
+        assert child.poll() is None
+
+
+def test_a_normalised_box_is_scaled_to_the_image(ground: Ground) -> None:
+    with node():
+        ground.until_active()
+        stamp = ground.send(0)
+        ground.until(lambda: ground.answered(stamp), "the first frame")
+        unit = request(Box(0.25, 0.5, 0.5, 0.25), normalized=True)
+        assert ground.call(ground.init, unit).success
+        ground.until(lambda: bool(ground.detections), "the first detection")
+    box = from_bounding_box(ground.detections[0].bbox)
+    assert box == pytest.approx(Box(40, 60, 80, 30))
+
+
+def test_a_node_killed_in_mid_clip_tracks_on_after_a_new_init(ground: Ground) -> None:
+    for number in (0, 10):
+        with node() as child:
+            ground.until_active()
+            ground.detections.clear()
+            stamp = ground.send(number)
+            ground.until(lambda stamp=stamp: ground.answered(stamp), "a frame")
+            assert ground.call(ground.init, request(Box(50, 40, 30, 20))).success
+            stamp = ground.send(number + 1)
+            ground.until(lambda stamp=stamp: ground.answered(stamp), "the next frame")
+            assert ground.detections
+            child.kill()
+            child.wait()
+        ground.until(lambda: ground.count_subscribers("image") == 0, "the node to be gone")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("weights:=nowhere.safetensors", "neither a weights file nor one of the shipped"),
+        ("image_transport:=theora", "not one of raw, compressed"),
+        ("max_tracks:=0", "max_tracks"),
+    ],
+)
+def test_a_bad_parameter_ends_the_start_with_one_sentence(parameter: str, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", NODE, "--ros-args", "-p", parameter],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    content = bytearray(weights.shipped("vil_nano").read_bytes())
+    content[len(content) // 2] ^= 0x10
+    damaged.write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-m", NODE, "--ros-args", "-p", f"weights:={damaged}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert f"{damaged} is damaged" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_sigterm_ends_the_node_cleanly(ground: Ground) -> None:
+    with node() as child:
+        ground.until_active()
+        child.send_signal(signal.SIGTERM)
+        child.wait(timeout=15)
+        assert child.returncode == 0

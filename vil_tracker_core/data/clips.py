@@ -1,0 +1,292 @@
+"""Training clips: a template and K search crops of one target, cut from any source of videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from vil_tracker_core.data.augment import Look, degrade
+from vil_tracker_core.data.sequence import (
+    IMAGE_SUFFIXES,
+    DataError,
+    Sequence,
+    parse_boxes,
+    read_folders,
+    read_image,
+)
+from vil_tracker_core.data.synthetic import Rng, Studio, pan_still
+from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion
+from vil_tracker_core.model.presets import ModelConfig
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Clip(TypedDict):
+    """One training sample; a batch of them is the same with a leading axis.
+
+    template: (1, 3, T, T) uint8 RGB. search: (K, 3, S, S) uint8 RGB. box: (K, 4) float32 centre
+    and size in units of the search crop's side, NaN where absent. visible: (K,) bool. motion:
+    (K, 3) float32, see `geometry.crop_motion`.
+    """
+
+    template: Image
+    search: Image
+    box: Float32Array
+    visible: npt.NDArray[np.bool_]
+    motion: Float32Array
+
+
+class VideoSource(Protocol):
+    """Something that shows a target in ``frames`` frames, the first of which has a box."""
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence: ...
+
+
+@dataclass(frozen=True)
+class Videos:
+    """Real videos with truth: frames in order, forwards or backwards, up to ``max_gap`` apart."""
+
+    sequences: list[Sequence]
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
+        sequence = self.sequences[rng.integers(len(self.sequences))]
+        seen = np.flatnonzero(sequence.visible)
+        first = int(seen[rng.integers(len(seen))])
+        gaps = np.concatenate(
+            [rng.integers(1, max_gap + 1, size=1), rng.integers(1, 4, size=frames - 2)]
+        )
+        steps = np.concatenate([[0], np.cumsum(gaps)])
+        direction = 1 if rng.random() < 0.5 else -1
+        if not 0 <= first + direction * steps[-1] < len(sequence):
+            direction = -direction
+        chosen = np.clip(first + direction * steps, 0, len(sequence) - 1)
+        return Sequence(
+            name=sequence.name,
+            boxes=sequence.boxes[chosen],
+            stamps=np.arange(frames) / 30.0,
+            load=lambda index: sequence.load(int(chosen[index])),
+            origin=sequence.origin,
+        )
+
+
+@dataclass(frozen=True)
+class BoxedStills:
+    """Photographs with boxes, panned and zoomed into videos."""
+
+    items: list[tuple[Path, FloatArray]]
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
+        path, boxes = self.items[rng.integers(len(self.items))]
+        return pan_still(rng, read_image(path), Box(*boxes[rng.integers(len(boxes))]), frames)
+
+
+@dataclass(frozen=True)
+class StillPatches:
+    """Any part of any photograph as a target: teaches to find the same thing again."""
+
+    stills: list[Path]
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
+        image = read_image(self.stills[rng.integers(len(self.stills))])
+        height, width = image.shape[:2]
+        extent = min(height, width) * math.exp(rng.uniform(math.log(0.12), math.log(0.4)))
+        aspect = math.exp(rng.normal(0, 0.35))
+        w, h = extent * math.sqrt(aspect), extent / math.sqrt(aspect)
+        cx, cy = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height
+        return pan_still(rng, image, Box.from_cxcywh(cx, cy, w, h), frames)
+
+
+@dataclass(frozen=True)
+class Composites:
+    """Cut-outs that move over photographs."""
+
+    studio: Studio
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
+        for _ in range(20):
+            video = self.studio.compose(rng, frames)
+            if video.visible[0]:
+                return video
+        raise DataError("20 composed videos in a row began with a hidden target")
+
+
+def images_below(root: Path, without: tuple[Path, ...] = ()) -> list[Path]:
+    """Image files anywhere below ``root``, sorted, except those below ``without``."""
+    return sorted(
+        path
+        for path in Path(root).rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(w in path.parents for w in without)
+    )
+
+
+def read_boxed_stills(root: Path, least_side: float = 12.0) -> list[tuple[Path, FloatArray]]:
+    """JPEGs below ``root`` and the boxes of the .csv beside each, those of under ``least_side`` px
+    left out."""
+    items = []
+    for listed in sorted(Path(root).rglob("*.csv")):
+        path = listed.with_suffix(".jpg")
+        if not path.is_file():
+            raise DataError(f"{listed} has no image {path.name} beside it")
+        if not listed.read_text().strip():
+            continue
+        boxes = parse_boxes(listed.read_text(), str(listed))
+        boxes = boxes[np.isfinite(boxes).all(axis=1) & (boxes[:, 2:].min(axis=1) >= least_side)]
+        if len(boxes):
+            items.append((path, boxes))
+    return items
+
+
+def masked_frames(root: Path) -> list[tuple[Path, Path]]:
+    """(frame, mask) files of all sequences below ``root`` that have a folder mask/."""
+    pairs = []
+    for mask in sorted(Path(root).glob("*/mask/*.png")):
+        frame = mask.parent.parent / "img" / f"{mask.stem}.jpg"
+        if frame.is_file():
+            pairs.append((frame, mask))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How far apart and how badly centred a clip's frames are, 0 (easy) to 1."""
+
+    level: float
+
+    @property
+    def max_gap(self) -> int:
+        """Frames between the template and the first search frame."""
+        return round(5 + 70 * self.level)
+
+    @property
+    def shift(self) -> float:
+        """Greatest distance of the target from the search crop's centre, in sides of the crop."""
+        return 0.12 + 0.22 * self.level
+
+    @property
+    def zoom(self) -> float:
+        """Standard deviation of the log of the search crop's size."""
+        return 0.08 + 0.17 * self.level
+
+
+def _to_rgb(crop: Image) -> Image:
+    return np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))
+
+
+class ClipDataset(Dataset[Clip]):
+    """Clip number i, a pure function of (seed, i): any process can make any sample.
+
+    Args:
+        sources: (weight, source) pairs; weights need not sum to 1.
+        config: sizes and factors of the crops.
+        frames: K, search frames a clip.
+        count: how many clips there are.
+        seed: of all randomness.
+        difficulty: clip number -> how hard it is.
+        absent: share of search crops cut where the target is not.
+    """
+
+    def __init__(
+        self,
+        sources: list[tuple[float, VideoSource]],
+        config: ModelConfig,
+        frames: int,
+        count: int,
+        seed: int,
+        difficulty: Callable[[int], Difficulty],
+        absent: float = 0.08,
+    ) -> None:
+        if not sources:
+            raise DataError("no source of training clips is configured")
+        weights = np.array([weight for weight, _ in sources], dtype=np.float64)
+        self.shares = weights / weights.sum()
+        self.sources = [source for _, source in sources]
+        self.config, self.frames, self.count = config, frames, count
+        self.seed, self.difficulty, self.absent = seed, difficulty, absent
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Clip:
+        rng = np.random.default_rng([self.seed, index])
+        source = self.sources[rng.choice(len(self.sources), p=self.shares)]
+        difficulty = self.difficulty(index)
+        video = source(rng, self.frames + 1, difficulty.max_gap)
+        return self.cut(rng, video, difficulty)
+
+    def cut(self, rng: Rng, video: Sequence, difficulty: Difficulty) -> Clip:
+        """The clip of a video whose first frame shows the template."""
+        config = self.config
+        first = Box(*video.boxes[0])
+        look = Look.random(rng)
+        mirrored = bool(rng.random() < 0.5)
+        template_crop = Crop.around(
+            self._jittered(rng, first, 0.03, 0.05), config.template_factor, config.template_size
+        )
+        template = look.apply(template_crop.cut(video.load(0)))
+        if rng.random() < 0.3:
+            template = degrade(rng, template)
+
+        absent = rng.random() < self.absent
+        seen_look = Look.random(rng) if rng.random() < 0.3 else look
+        searches, boxes, motions = [], [], []
+        crop_before: Crop | None = None
+        last = first
+        for index in range(1, len(video)):
+            frame = video.load(index)
+            box = Box(*video.boxes[index])
+            if math.isfinite(box.x):
+                last = box
+            shift = difficulty.shift * rng.uniform(-1, 1, size=2) ** (3 if index > 1 else 1)
+            side = config.search_factor * math.sqrt(last.w * last.h)
+            side *= math.exp(rng.normal(0, difficulty.zoom))
+            centre = np.array([last.cx, last.cy]) + shift * side
+            if absent:
+                centre = centre + self._away(rng) * side
+            crop = Crop.centred(float(centre[0]), float(centre[1]), side, config.search_size)
+            image = seen_look.near(rng).apply(crop.cut(frame))
+            searches.append(degrade(rng, image))
+            boxes.append(crop.to_unit(box))
+            motions.append(crop_motion(crop_before or crop, crop))
+            crop_before = crop
+        unit = np.array(boxes)
+        motion = np.array(motions)
+        if mirrored:
+            template = cv2.flip(template, 1).astype(np.uint8)
+            searches = [cv2.flip(search, 1).astype(np.uint8) for search in searches]
+            unit[:, 0] = 1 - unit[:, 0]
+            motion[:, 0] = 1 - motion[:, 2] - motion[:, 0]
+        inside = (unit[:, :2] > 0) & (unit[:, :2] < 1)
+        visible = np.asarray(np.isfinite(unit).all(axis=1) & inside.all(axis=1))
+        return Clip(
+            template=_to_rgb(template)[None],
+            search=np.stack([_to_rgb(search) for search in searches]),
+            box=unit.astype(np.float32),
+            visible=visible,
+            motion=motion.astype(np.float32),
+        )
+
+    @staticmethod
+    def _jittered(rng: Rng, box: Box, shift: float, zoom: float) -> Box:
+        """The box as a hurried hand would draw it."""
+        w, h = box.w * math.exp(rng.normal(0, zoom)), box.h * math.exp(rng.normal(0, zoom))
+        cx, cy = box.cx + rng.normal(0, shift) * box.w, box.cy + rng.normal(0, shift) * box.h
+        return Box.from_cxcywh(cx, cy, w, h)
+
+    @staticmethod
+    def _away(rng: Rng) -> FloatArray:
+        """A shift, in sides of the crop, that leaves the target outside."""
+        angle = rng.uniform(0, 2 * math.pi)
+        return rng.uniform(0.9, 1.6) * np.array([math.cos(angle), math.sin(angle)])
+
+
+def videos_below(root: Path) -> Videos:
+    """The sequences of a folder that show their target at least twice."""
+    return Videos([s for s in read_folders(root) if s.visible.sum() > 1])

@@ -1,0 +1,1 @@
+"""Measuring trackers: metrics, benchmark runs, peers, rosbags and the report."""

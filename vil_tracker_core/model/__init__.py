@@ -1,0 +1,1 @@
+"""The network: nn.Modules and nothing else. No state is kept between calls."""

@@ -1,0 +1,160 @@
+"""Tokens and the stack of mLSTM blocks, scanned in alternating directions.
+
+Scan `joint`: one sequence [templates | search]; odd blocks run it backwards.
+Scan `regional`: even blocks run the templates, then the search region; odd blocks run each region
+backwards on its own. Nothing of the templates then depends on the search region, so their side of
+every block is computed once per template and kept: a frame costs its search tokens only.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vil_tracker_core.model.block import Block, CellState, Norm
+from vil_tracker_core.model.presets import ModelConfig
+
+# ImageNet's channel statistics, RGB, 0..255
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class Templates(NamedTuple):
+    """What the backbone keeps of a track's templates.
+
+    Attributes:
+        tokens: (B, N * T, dim) embedded templates for the joint scan, which runs them anew with
+            every frame; None in the regional scan.
+        states: for the regional scan, each even block's state after the templates (None at odd
+            blocks); empty in the joint scan.
+        features: (B, N * T, dim) normalised features of the templates (regional scan), or None.
+    """
+
+    tokens: Tensor | None
+    states: tuple[CellState | None, ...]
+    features: Tensor | None
+
+
+class Embedding(nn.Module):
+    """Image crops -> tokens: (B, 3, H, W) RGB 0..255 -> (B, H/16 * W/16, dim)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        if config.stem == "patch":
+            self.stem: nn.Module = nn.Conv2d(3, dim, config.patch, stride=config.patch)
+        else:
+            widths = (3, *config.stem_channels, dim)
+            layers: list[nn.Module] = []
+            for before, after in pairwise(widths):
+                layers += [
+                    nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(after),
+                    nn.SiLU(),
+                ]
+            self.stem = nn.Sequential(*layers[:-1])
+        self.norm = Norm(dim)
+        self.template_position = nn.Parameter(torch.randn(1, config.template_grid**2, dim) * 0.02)
+        self.search_position = nn.Parameter(torch.randn(1, config.search_grid**2, dim) * 0.02)
+        self.template_type = nn.Parameter(torch.randn(dim) * 0.02)
+        self.search_type = nn.Parameter(torch.randn(dim) * 0.02)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(
+            self.stem((images - self.mean) / self.std).flatten(2).transpose(1, 2)
+        )
+        return tokens
+
+    def template(self, images: Tensor) -> Tensor:
+        return self._tokens(images) + self.template_position + self.template_type
+
+    def search(self, images: Tensor) -> Tensor:
+        return self._tokens(images) + self.search_position + self.search_type
+
+
+Modulation = list[tuple[Tensor, Tensor]]
+"""(gamma, beta) of each modulated layer, for one region's tokens."""
+
+
+class Backbone(nn.Module):
+    """The stem and the blocks. Stateless: what is remembered comes in and goes out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.norm = Norm(config.dim)
+
+    def encode_templates(self, templates: Tensor) -> Templates:
+        """(B, N, 3, T, T) crops, oldest first -> what later frames need of them."""
+        batch, count = templates.shape[:2]
+        x = self.embedding.template(templates.flatten(0, 1))
+        x = x.reshape(batch, -1, x.shape[-1])
+        if self.config.scan == "joint":
+            return Templates(x, (), None)
+        states: list[CellState | None] = []
+        for index, block in enumerate(self.blocks):
+            if index % 2 == 0:
+                x, state = block(x)
+                states.append(state)
+            else:
+                alone = x.reshape(batch * count, -1, x.shape[-1])
+                alone = block(alone.flip(1))[0].flip(1)
+                x = alone.reshape(x.shape)
+                states.append(None)
+        return Templates(None, tuple(states), self.norm(x))
+
+    def _modulate(self, x: Tensor, index: int, modulation: Modulation) -> Tensor:
+        """Applies the pair that follows block ``index``, if one does."""
+        layer, rest = divmod(index + 1, self.config.film_every)
+        if rest or not 1 <= layer <= len(modulation):
+            return x
+        gamma, beta = modulation[layer - 1]
+        return x * gamma + beta
+
+    def forward(
+        self, search: Tensor, templates: Templates, modulation: Modulation, tap: int | None = None
+    ) -> tuple[Tensor, Templates, Tensor | None]:
+        """One search crop (B, 3, S, S) after its templates.
+
+        Args:
+            search: RGB 0..255.
+            templates: of `encode_templates`.
+            modulation: of the search tokens; empty for none. (The templates are of the first
+                frame, which has no context, so they are never modulated.)
+            tap: index of a block whose search tokens are returned as well.
+
+        Returns:
+            normalised search features (B, G * G, dim); the templates with the even blocks' states
+            after this frame (for `memory: carry`); the tapped tokens.
+        """
+        x = self.embedding.search(search)
+        tapped: Tensor | None = None
+        states = list(templates.states)
+        before = 0 if templates.tokens is None else templates.tokens.shape[1]
+        if templates.tokens is not None:
+            x = torch.cat([templates.tokens, x], dim=1)
+        for index, block in enumerate(self.blocks):
+            if index % 2 == 1:
+                x = block(x.flip(1))[0].flip(1)
+            elif before:
+                x, _ = block(x)
+            else:
+                x, states[index] = block(x, templates.states[index])
+            if modulation:
+                x = torch.cat(
+                    [x[:, :before], self._modulate(x[:, before:], index, modulation)], dim=1
+                )
+            if index == tap:
+                tapped = x[:, before:]
+        features: Tensor = self.norm(x)[:, before:]
+        return features, templates._replace(states=tuple(states)), tapped

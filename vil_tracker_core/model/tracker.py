@@ -1,0 +1,125 @@
+"""The whole net: backbone, temporal modulation and heads, as pure functions of explicit state."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vil_tracker_core.model.backbone import Backbone, Templates
+from vil_tracker_core.model.film import Context, Film, resample
+from vil_tracker_core.model.heads import CentreHead, Prediction, UncertaintyHead, decode
+from vil_tracker_core.model.presets import ModelConfig
+
+
+class Memory(NamedTuple):
+    """All that the net remembers of one track (or a batch of them, along axis 0).
+
+    Attributes:
+        templates: the templates' side of the backbone; with `memory: carry` the states have seen
+            the frames since as well.
+        context: FiLM's context on the search grid.
+    """
+
+    templates: Templates
+    context: Context
+
+
+class Step(NamedTuple):
+    """One frame's result. ``features`` (B, G * G, dim) and ``tapped`` serve the losses."""
+
+    prediction: Prediction
+    memory: Memory
+    features: Tensor
+    tapped: Tensor | None
+
+
+def identity_motion(batch: int, like: Tensor) -> Tensor:
+    """(B, 3) motion of a crop that has not moved, see `film.resample`."""
+    return like.new_tensor([0.0, 0.0, 1.0]).expand(batch, 3)
+
+
+class ViLTracker(nn.Module):
+    """Vision-LSTM tracker: templates and a search crop -> score map, box and its variance."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.film = Film(config) if config.film_layers else None
+        self.centre_head = CentreHead(config)
+        self.uncertainty_head = UncertaintyHead(config)
+
+    def start(self, templates: Tensor) -> Memory:
+        """The memory of a track that begins with these crops (B, N, 3, T, T), RGB 0..255."""
+        length, dim = self.config.search_grid**2, self.config.dim
+        context = Context.empty(len(templates), length, dim, like=templates)
+        return Memory(self.backbone.encode_templates(templates), context)
+
+    def step(
+        self,
+        search: Tensor,
+        memory: Memory,
+        motion: Tensor,
+        trust: Tensor,
+        tap: int | None = None,
+    ) -> Step:
+        """One frame.
+
+        Args:
+            search: (B, 3, S, S) RGB 0..255.
+            memory: of `start` or of the frame before.
+            motion: (B, 3) how the search crop moved since the frame before, see `film.resample`.
+            trust: (B,) in 0..1, 0 while the track is lost: how far this frame may renew the
+                context. The score's peak weighs it further.
+            tap: index of a block whose search tokens are wanted.
+        """
+        context = memory.context
+        modulation = []
+        if self.film is not None:
+            context = resample(context, motion)
+            modulation = self.film.pairs(context)
+        features, templates, tapped = self.backbone(search, memory.templates, modulation, tap)
+        grid = self.config.search_grid
+        maps = features.transpose(1, 2).unflatten(-1, (grid, grid))
+        score, offset, size = self.centre_head(maps)
+        prediction = Prediction(score, offset, size, self.uncertainty_head(maps))
+        if self.film is not None:
+            confidence = trust * score.flatten(1).amax(1).detach()
+            context = self.film.renew(context, features, confidence)
+        if self.config.memory == "reset":
+            templates = memory.templates
+        return Step(prediction, Memory(templates, context), features, tapped)
+
+    def forward_clip(
+        self, templates: Tensor, searches: Tensor, motions: Tensor, tap: int | None = None
+    ) -> list[Step]:
+        """K frames that follow their templates: what K calls of `step` give.
+
+        Args:
+            templates: (B, N, 3, T, T).
+            searches: (B, K, 3, S, S).
+            motions: (B, K, 3); the first frame's is ignored, as there is no context yet.
+        """
+        memory = self.start(templates)
+        trust = searches.new_ones(len(searches))
+        steps = []
+        for frame in range(searches.shape[1]):
+            step = self.step(searches[:, frame], memory, motions[:, frame], trust, tap)
+            memory = step.memory
+            steps.append(step)
+        return steps
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+__all__ = [
+    "Memory",
+    "Step",
+    "ViLTracker",
+    "count_parameters",
+    "decode",
+    "identity_motion",
+]

@@ -1,0 +1,1 @@
+"""Stateful inference: the Kalman filter and the online tracker."""

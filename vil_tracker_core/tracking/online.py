@@ -1,0 +1,311 @@
+"""Following targets from frame to frame: prediction, search, gating, states.
+
+A `Track` is one target's state machine. It asks for one search crop a frame (`look`) and is told
+what the net found there (`learn`), so that many tracks share one pass of the net. `OnlineTracker`
+runs one track, `MultiTracker` (multi.py) several.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion, iou, validate_box
+from vil_tracker_core.model.tracker import Memory
+from vil_tracker_core.tracking import kalman
+from vil_tracker_core.tracking.kalman import KalmanConfig, KalmanState
+from vil_tracker_core.tracking.network import Found, Network
+
+
+class TrackState(enum.IntEnum):
+    """How much the box may be believed. The numbers are those of Track.msg."""
+
+    TRACKING = 1
+    UNCERTAIN = 2
+    LOST = 3
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Thresholds of the state machine.
+
+    Attributes:
+        confident: score from which a frame counts as seeing the target.
+        doubtful: score below which a frame counts as not seeing it.
+        patience: seconds without seeing the target until the track is lost.
+        gate: probability that a right measurement passes the chi-squared gate.
+        widest: bound of the search crop's growth while lost, as a factor.
+        widening: growth of the search crop a second while lost, as a factor.
+        template_every: frames between refreshes of the second template; 0 for never.
+        template_score: score from which a frame may become the second template.
+        kalman: noise of the motion model.
+    """
+
+    confident: float = 0.5
+    doubtful: float = 0.2
+    patience: float = 0.5
+    gate: float = 0.999
+    widest: float = 2.0
+    widening: float = 2.0
+    template_every: int = 0
+    template_score: float = 0.8
+    kalman: KalmanConfig = field(default_factory=KalmanConfig)
+
+
+@dataclass(frozen=True)
+class TrackResult:
+    """What is known of a target in one frame.
+
+    Attributes:
+        box: in frame pixels; while lost, where it was last believed to be.
+        score: 0..1, the net's confidence that the target is in the search region.
+        covariance: (4, 4) of (cx, cy, w, h), px^2.
+        state: whether to believe it.
+        stamp: of the frame, seconds.
+        reason: why the state is not TRACKING; empty otherwise.
+    """
+
+    box: Box
+    score: float
+    covariance: FloatArray = field(repr=False)
+    state: TrackState
+    stamp: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A track's request for one frame: the crop to search and what the net needs beside it."""
+
+    crop: Crop
+    image: Image
+    memory: Memory
+    motion: tuple[float, float, float]
+    trust: float
+
+
+MAX_DT = 1.0
+"""Seconds; a longer pause between frames is treated as this long."""
+
+
+def _size(frame: Image) -> tuple[int, int]:
+    return frame.shape[1], frame.shape[0]
+
+
+class Track:
+    """One target from its first box on.
+
+    Args:
+        network: the net; only its sizes and `start` are used here.
+        frame: (H, W, 3) BGR uint8 image on which the box was drawn.
+        box: the target in frame pixels.
+        stamp: of the frame, seconds.
+        config: thresholds.
+
+    Raises:
+        ValueError: the box is not usable on this frame.
+    """
+
+    def __init__(
+        self, network: Network, frame: Image, box: Box, stamp: float, config: TrackerConfig
+    ) -> None:
+        self.config, self._network = config, network
+        model = network.config
+        box = validate_box(box, _size(frame))
+        self._frame_size = _size(frame)
+        self._stamp = stamp
+        self._filter: KalmanState = kalman.start(box, config.kalman)
+        self._gate = kalman.gate_threshold(config.gate)
+        template = Crop.around(box, model.template_factor, model.template_size).cut(frame)
+        self._templates = [template]
+        self._memory = network.start(self._templates)
+        self._crop: Crop | None = None
+        self._unseen = 0.0  # seconds since the target was last seen
+        self._candidate: Box | None = None  # while lost: where it may have come back
+        self._since_template = 0
+        covariance = self._filter.box_covariance
+        self.result = TrackResult(box, 1.0, covariance, TrackState.TRACKING, stamp)
+
+    @property
+    def lost(self) -> bool:
+        return self.result.state is TrackState.LOST
+
+    def look(self, frame: Image, stamp: float) -> Look:
+        """Moves the track to a new frame's time and says where to search in it."""
+        model, config = self._network.config, self.config
+        reset = self._continuity(frame, stamp)
+        if reset:
+            self._restart(reset, frame)
+        dt = min(max(stamp - self._stamp, 0.0), MAX_DT)
+        self._stamp = stamp
+        self._unseen += dt
+        if self.lost:
+            self._filter = self._held(dt)
+        else:
+            self._filter = kalman.predict(self._filter, dt, config.kalman)
+        around, factor = self._filter.box, model.search_factor
+        if self._candidate is not None:
+            around = self._candidate
+        elif self.lost:
+            growth = 1 + config.widening * max(self._unseen - config.patience, 0.0)
+            factor *= min(growth, config.widest)
+        crop = Crop.around(around, factor, model.search_size)
+        motion = crop_motion(self._crop or crop, crop)
+        self._crop = crop
+        return Look(crop, crop.cut(frame), self._memory, motion, 0.0 if self.lost else 1.0)
+
+    def learn(self, frame: Image, found: Found, memory: Memory) -> TrackResult:
+        """Takes in what the net found in the crop of the last `look`."""
+        if self._crop is None:
+            raise RuntimeError("learn() needs a look() before it")
+        self._memory = memory
+        side = float(self._crop.side)
+        box = self._crop.to_frame(found.unit)
+        noise = np.diag(np.maximum(found.variance * side**2, 0.25))
+        if self.lost:
+            state, reason = self._search_again(box, found.score, noise)
+        else:
+            state, reason = self._follow(box, found.score, noise)
+        self.result = TrackResult(
+            self._filter.box, found.score, self._filter.box_covariance, state, self._stamp, reason
+        )
+        self._refresh_template(frame)
+        return self.result
+
+    def _follow(self, box: Box, score: float, noise: FloatArray) -> tuple[TrackState, str]:
+        """A frame of a track that is not lost: update, or coast."""
+        config = self.config
+        measured = np.array([box.cx, box.cy, box.w, box.h])
+        distance = kalman.innovation(self._filter, measured, noise)[2]
+        why = ""
+        if score < config.doubtful:
+            why = f"score {score:.2f} is below {config.doubtful:g}"
+        elif distance > self._gate and score < config.confident:
+            why = f"score {score:.2f} and a jump of {math.sqrt(distance):.1f} sigma"
+        if why:
+            if self._unseen > config.patience:
+                return TrackState.LOST, f"not seen for {self._unseen:.2f} s: {why}"
+            return TrackState.UNCERTAIN, why
+        if distance > self._gate:
+            # sure of it, so the target manoeuvres: widen the prediction until it allows for that
+            spread = self._filter.covariance * (distance / self._gate)
+            self._filter = KalmanState(self._filter.mean, spread)
+        self._filter = kalman.update(self._filter, measured, noise)
+        self._unseen = 0.0
+        if score < config.confident:
+            return TrackState.UNCERTAIN, f"score {score:.2f} is below {config.confident:g}"
+        return TrackState.TRACKING, ""
+
+    def _search_again(self, box: Box, score: float, noise: FloatArray) -> tuple[TrackState, str]:
+        """A frame of a lost track: found again after two confident frames in a row."""
+        reason = f"not seen for {self._unseen:.2f} s"
+        if score < self.config.confident:
+            self._candidate = None
+            return TrackState.LOST, reason
+        if self._candidate is None or float(iou(box, self._candidate)) < 0.2:
+            self._candidate = box
+            return TrackState.LOST, f"{reason}; seen once again"
+        self._candidate = None
+        fresh = kalman.start(box, self.config.kalman)
+        fresh.covariance[:4, :4] = noise
+        self._filter = fresh
+        self._unseen = 0.0
+        return TrackState.TRACKING, ""
+
+    def _held(self, dt: float) -> KalmanState:
+        """While lost: the box stands still inside the picture, its covariance grows to a bound."""
+        still = self._filter.mean.copy()
+        still[4:] = 0
+        still[:2] = np.clip(still[:2], 0, self._frame_size)
+        grown = kalman.predict(
+            KalmanState(still, self._filter.covariance), dt, self.config.kalman
+        ).covariance
+        bound = float(max(self._frame_size)) ** 2
+        excess = np.sqrt(np.maximum(np.diag(grown) / bound, 1.0))
+        return KalmanState(still, grown / np.outer(excess, excess))
+
+    def _continuity(self, frame: Image, stamp: float) -> str:
+        """Why this frame does not follow the last one; empty where it does."""
+        if _size(frame) != self._frame_size:
+            old, new = self._frame_size, _size(frame)
+            return f"the image changed from {old[0]}x{old[1]} to {new[0]}x{new[1]}"
+        if stamp < self._stamp:
+            return f"the stamps jumped back by {self._stamp - stamp:.3f} s"
+        return ""
+
+    def _restart(self, reason: str, frame: Image) -> None:
+        """Forgets all motion and temporal context; the templates stay. The track is lost until
+        the target is seen again, first where it was last (scaled to a new image size)."""
+        scale = np.array(_size(frame)) / np.array(self._frame_size)
+        last = self._filter.box
+        box = Box(last.x * scale[0], last.y * scale[1], last.w * scale[0], last.h * scale[1])
+        self._frame_size = _size(frame)
+        self._stamp = min(self._stamp, math.inf)
+        self._filter = kalman.start(box, self.config.kalman)
+        self._memory = self._network.start(self._templates)
+        self._crop, self._candidate = None, None
+        self._unseen = self.config.patience
+        self.result = TrackResult(
+            box, 0.0, self._filter.box_covariance, TrackState.LOST, self._stamp, reason
+        )
+
+    def _refresh_template(self, frame: Image) -> None:
+        """Renews the second template where that is due and safe; the first is never given up."""
+        config, model = self.config, self._network.config
+        self._since_template += 1
+        due = config.template_every and self._since_template >= config.template_every
+        sure = self.result.state is TrackState.TRACKING
+        if not due or not sure or self.result.score < config.template_score:
+            return
+        crop = Crop.around(self.result.box, model.template_factor, model.template_size)
+        self._templates = [self._templates[0], crop.cut(frame)]
+        self._memory = self._network.renew(self._memory, self._templates)
+        self._since_template = 0
+
+
+class OnlineTracker:
+    """Follows one target.
+
+        tracker = OnlineTracker(Network.open("vil_nano"))
+        tracker.init(frame, Box(x, y, w, h), stamp)
+        result = tracker.update(next_frame, next_stamp)
+
+    Time comes from the stamps (seconds) alone.
+    """
+
+    def __init__(self, network: Network, config: TrackerConfig | None = None) -> None:
+        self.network, self.config = network, config or TrackerConfig()
+        self._track: Track | None = None
+
+    def init(self, frame: Image, box: Box, stamp: float) -> TrackResult:
+        """Starts on a box; raises ValueError with a reason where the box is not usable."""
+        self._track = Track(self.network, frame, box, stamp, self.config)
+        return self._track.result
+
+    def update(self, frame: Image, stamp: float) -> TrackResult:
+        """The target in the next frame; raises RuntimeError before `init`."""
+        if self._track is None:
+            raise RuntimeError("update() needs an init() before it")
+        return step_tracks(self.network, [self._track], frame, stamp)[0]
+
+
+def step_tracks(
+    network: Network, tracks: list[Track], frame: Image, stamp: float
+) -> list[TrackResult]:
+    """Moves all tracks to a frame by one pass of the net."""
+    if not tracks:
+        return []
+    looks = [track.look(frame, stamp) for track in tracks]
+    found, memories = network.step(
+        [look.image for look in looks],
+        [look.memory for look in looks],
+        [look.motion for look in looks],
+        [look.trust for look in looks],
+    )
+    return [
+        track.learn(frame, one, memory)
+        for track, one, memory in zip(tracks, found, memories, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Losses, distillation and the training loop."""

@@ -1,0 +1,144 @@
+"""Weights as safetensors, with the model's config, calibration and provenance in the metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vil_tracker_core.model.presets import ModelConfig
+from vil_tracker_core.model.tracker import ViLTracker
+
+FORMAT = "vil-tracker-1"
+MAX_BYTES = 500_000_000
+"""Larger files are refused before they are read."""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns the net's variances into honest ones: var = scale^2 * exp(log_var), (cx, cy, w, h)."""
+
+    scale: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    fitted_on: str = "nothing"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file's content."""
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    calibration: Calibration = Calibration()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> ViLTracker:
+        """The net, in evaluation mode, with these weights; raises WeightsError on a mismatch."""
+        model = ViLTracker(self.config)
+        expected = model.state_dict()
+        missing = sorted(set(expected) - set(self.tensors))
+        unknown = sorted(set(self.tensors) - set(expected))
+        if missing or unknown:
+            raise WeightsError(
+                f"weights do not fit {self.config.name}: "
+                f"{len(missing)} tensors are missing {missing[:3]}, "
+                f"{len(unknown)} are unknown {unknown[:3]}"
+            )
+        for name, tensor in self.tensors.items():
+            if tensor.shape != expected[name].shape:
+                raise WeightsError(
+                    f"weights do not fit {self.config.name}: {name} is {tuple(tensor.shape)}, "
+                    f"expected {tuple(expected[name].shape)}"
+                )
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise WeightsError(f"weights hold values that are not finite in {name}")
+        model.load_state_dict(self.tensors)
+        return model.eval()
+
+
+def shipped(name: str) -> Path:
+    """Where the shipped weights of a preset lie (whether or not they exist)."""
+    return Path(__file__).parent / f"{name}.safetensors"
+
+
+def find(name_or_path: str) -> Path:
+    """A weights file from its path or a shipped preset's name; raises WeightsError."""
+    for candidate in (shipped(name_or_path), Path(name_or_path)):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in Path(__file__).parent.glob("*.safetensors"))
+    raise WeightsError(
+        f"{name_or_path!r} is neither a weights file nor one of the shipped: {', '.join(known)}"
+    )
+
+
+def save(path: Path, weights: Weights) -> None:
+    """Writes to a temporary name and renames, so that a failure leaves the old file whole."""
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(weights.config.to_dict()),
+        "calibration": json.dumps(vars(weights.calibration)),
+        "provenance": json.dumps(weights.provenance),
+        "checksum": _checksum(weights.tensors),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    save_file({k: v.contiguous() for k, v in weights.tensors.items()}, temporary, metadata)
+    temporary.replace(path)
+
+
+def load(path: Path) -> Weights:
+    """Reads a weights file without running anything in it.
+
+    Half-precision tensors are returned as float32.
+
+    Raises:
+        WeightsError: naming the file and what is wrong with it: too large, damaged, of another
+            format, of an unknown config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist")
+    if path.stat().st_size > MAX_BYTES:
+        raise WeightsError(f"{path} is larger than {MAX_BYTES // 10**6} MB")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"{path} is not a weights file of this project ({FORMAT})")
+    if metadata.get("checksum") != _checksum(tensors):
+        raise WeightsError(f"{path} is damaged: its checksum does not fit its content")
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        calibration = json.loads(metadata["calibration"])
+        provenance = json.loads(metadata["provenance"])
+        fitted = Calibration(tuple(calibration["scale"]), str(calibration["fitted_on"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} has metadata that cannot be used: {error}") from None
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return Weights(config, tensors, fitted, provenance)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes, so that one flipped bit is noticed."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        flat = tensors[name].detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
