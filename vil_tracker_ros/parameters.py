@@ -8,6 +8,8 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from vil_tracker_core.tracking.network import BACKENDS
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -38,6 +40,12 @@ TABLE = (
     Parameter("autostart", True, "Configure and activate at start, without a lifecycle manager."),
     Parameter("weights", "vil_nano", "A shipped preset's name, or the path of a weights file."),
     Parameter("device", "cpu", "Where the network runs, as torch names it."),
+    Parameter(
+        "backend",
+        "auto",
+        "What runs the network; auto takes onnxruntime on the CPU and PyTorch elsewhere.",
+        choices=BACKENDS,
+    ),
     Parameter("threads", 2, "CPU threads of the network.", (1, 64)),
     Parameter(
         "image_transport",

@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import rclpy
-import torch
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -19,9 +18,8 @@ from vision_msgs.msg import Detection2D, Detection2DArray
 
 from vil_tracker_core.geometry import Box
 from vil_tracker_core.tracking.multi import MultiTracker
-from vil_tracker_core.tracking.network import Network
+from vil_tracker_core.tracking.network import Network, open_network
 from vil_tracker_core.tracking.online import TrackerConfig, TrackState
-from vil_tracker_core.weights import WeightsError
 from vil_tracker_ros import parameters
 from vil_tracker_ros.conversions import from_bounding_box, stamp_ns, to_detection, to_time, to_track
 from vil_tracker_ros.images import to_bgr
@@ -50,11 +48,13 @@ class TrackerNode(LifecycleNode):
         return self.trigger_configure() is done and self.trigger_activate() is done
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        torch.set_num_threads(self.values["threads"])
+        values = self.values
         try:
-            self._network = Network.open(self.values["weights"], device=self.values["device"])
+            self._network = open_network(
+                values["weights"], values["backend"], values["device"], values["threads"]
+            )
             self._warm_up(self._network)
-        except (WeightsError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             self.get_logger().error(f"not configured: {error}")
             return TransitionCallbackReturn.FAILURE
         out = QoSProfile(depth=10)

@@ -300,7 +300,7 @@ def shared(a: FloatArray, b: FloatArray) -> float:
 
 def test_box_is_absent_where_hidden_or_outside(compose: Compose) -> None:
     seen = {"shown": 0, "outside": 0, "hidden": 0}
-    for seed in range(150):
+    for seed in range(60):
         video, target, painted = compose(seed)
         for time in range(len(video)):
             order = [mover for mover, at in painted if at == time]
@@ -315,20 +315,20 @@ def test_box_is_absent_where_hidden_or_outside(compose: Compose) -> None:
             else:
                 np.testing.assert_allclose(video.boxes[time], target.box(time))
             seen["outside" if outside else "hidden" if hidden else "shown"] += 1
-    assert seen["shown"] > 500
-    assert seen["hidden"] > 5, "the seeds show no hidden target: the test has lost its meaning"
+    assert seen["shown"] > 200
+    assert seen["hidden"] > 0, "the seeds show no hidden target: the test has lost its meaning"
 
 
 def test_distractors_do_not_start_on_the_target(compose: Compose) -> None:
     others = 0
-    for seed in range(100):
+    for seed in range(40):
         _, target, painted = compose(seed)
         first = [mover for mover, time in painted if time == 0]
         box = edges(target.box(0))
         for mover in first[: place(target, first)]:
             assert shared(box, edges(mover.box(0))) < 0.1 * np.prod(box[2:] - box[:2]), seed
             others += 1
-    assert others > 100
+    assert others > 40
 
 
 def test_distractor_without_room_starts_outside_the_picture() -> None:

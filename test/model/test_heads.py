@@ -125,14 +125,22 @@ def test_variance_is_bounded(config: ModelConfig) -> None:
     assert head(extreme_features(config)).max() > LOG_VAR_CENTRE + 0.99 * LOG_VAR_RANGE
 
 
-def test_scores_are_clamped_so_that_their_logarithms_are_finite(config: ModelConfig) -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize(("bias", "wanted"), [(-1e3, SCORE_FLOOR), (1e3, 1 - SCORE_FLOOR)])
+def test_scores_are_clamped_so_that_their_logarithms_are_finite(
+    config: ModelConfig, bias: float, wanted: float
+) -> None:
     head = CentreHead(config).eval()
-    score, offset, size = head(extreme_features(config))
-    assert score.min() == pytest.approx(SCORE_FLOOR)
-    assert score.max() == pytest.approx(1 - SCORE_FLOOR)
+    with torch.no_grad():
+        head.score[-1].bias.fill_(bias)
+        score, _, _ = head(torch.zeros(1, config.dim, 4, 4))
+    assert score.min() == score.max() == pytest.approx(wanted)
     assert torch.isfinite(torch.log(score)).all()
     assert torch.isfinite(torch.log1p(-score)).all()
+
+
+def test_any_features_give_finite_offsets_and_sizes_within_the_crop(config: ModelConfig) -> None:
+    with torch.no_grad():
+        _, offset, size = CentreHead(config).eval()(extreme_features(config))
     assert torch.isfinite(offset).all()
     assert 0 <= size.min() <= size.max() <= 1
 
@@ -140,7 +148,8 @@ def test_scores_are_clamped_so_that_their_logarithms_are_finite(config: ModelCon
 def test_before_training_the_score_is_low_and_the_centre_in_the_middle_of_its_cell(
     config: ModelConfig,
 ) -> None:
-    score, offset, size = CentreHead(config).eval()(torch.zeros(1, config.dim, 4, 4))
+    with torch.no_grad():
+        score, offset, size = CentreHead(config).eval()(torch.zeros(1, config.dim, 4, 4))
     assert float(score.mean()) == pytest.approx(0.1, abs=0.05)
     assert float(offset.mean()) == pytest.approx(0.5, abs=0.25)
     assert float(size.mean()) == pytest.approx(0.5, abs=0.25)

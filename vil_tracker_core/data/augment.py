@@ -51,11 +51,13 @@ class Look:
 
 
 def _motion_kernel(length: int, angle: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """(length, length) weights of a line through the middle; ``length`` is odd."""
     kernel = np.zeros((length, length), dtype=np.float32)
     middle = (length - 1) / 2
     dx, dy = math.cos(angle) * middle, math.sin(angle) * middle
     start = (round(middle - dx), round(middle - dy))
     cv2.line(kernel, start, (round(middle + dx), round(middle + dy)), 1.0)
+    kernel = kernel + kernel[::-1, ::-1]  # a line of whole pixels leans to one side
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
@@ -66,11 +68,12 @@ def degrade(rng: Rng, crop: Image) -> Image:
     if blur < 0.12:
         out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.6, 2.0)).astype(np.uint8)
     elif blur < 0.24:
-        kernel = _motion_kernel(int(rng.integers(3, 12)), rng.uniform(0, math.pi))
+        kernel = _motion_kernel(2 * int(rng.integers(1, 6)) + 1, rng.uniform(0, math.pi))
         out = cv2.filter2D(out, -1, kernel).astype(np.uint8)
     elif blur < 0.32:
         side, factor = out.shape[0], rng.uniform(0.3, 0.7)
-        small = cv2.resize(out, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        coarse = round(factor * side)  # given as a size: a factor's rounding would shift things
+        small = cv2.resize(out, (coarse, coarse), interpolation=cv2.INTER_AREA)
         out = cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
     if rng.random() < 0.2:
         noise = rng.normal(0, rng.uniform(2, 10), size=out.shape)

@@ -60,13 +60,14 @@ class Videos:
         sequence = self.sequences[rng.integers(len(self.sequences))]
         seen = np.flatnonzero(sequence.visible)
         first = int(seen[rng.integers(len(seen))])
-        gaps = np.concatenate(
-            [rng.integers(1, max_gap + 1, size=1), rng.integers(1, 4, size=frames - 2)]
-        )
-        steps = np.concatenate([[0], np.cumsum(gaps)])
+        gap = int(rng.integers(1, max_gap + 1))
+        after = np.concatenate([[0], np.cumsum(rng.integers(1, 4, size=frames - 2))])
+        ahead, behind = len(sequence) - 1 - first, first
         direction = 1 if rng.random() < 0.5 else -1
-        if not 0 <= first + direction * steps[-1] < len(sequence):
-            direction = -direction
+        if gap + after[-1] > (ahead if direction > 0 else behind):
+            direction = 1 if ahead >= behind else -1
+        gap = max(1, min(gap, max(ahead, behind) - int(after[-1])))  # short videos, short gaps
+        steps = np.concatenate([[0], gap + after])
         chosen = np.clip(first + direction * steps, 0, len(sequence) - 1)
         return Sequence(
             name=sequence.name,
@@ -148,9 +149,8 @@ def masked_frames(root: Path) -> list[tuple[Path, Path]]:
     """(frame, mask) files of all sequences below ``root`` that have a folder mask/."""
     pairs = []
     for mask in sorted(Path(root).glob("*/mask/*.png")):
-        frame = mask.parent.parent / "img" / f"{mask.stem}.jpg"
-        if frame.is_file():
-            pairs.append((frame, mask))
+        frames = [mask.parent.parent / "img" / f"{mask.stem}{end}" for end in IMAGE_SUFFIXES]
+        pairs += [(frame, mask) for frame in frames if frame.is_file()]
     return pairs
 
 
@@ -247,9 +247,8 @@ class ClipDataset(Dataset[Clip]):
             shift = difficulty.shift * rng.uniform(-1, 1, size=2) ** (3 if index > 1 else 1)
             side = config.search_factor * math.sqrt(last.w * last.h)
             side *= math.exp(rng.normal(0, difficulty.zoom))
+            shift = self._away(rng) if absent else shift
             centre = np.array([last.cx, last.cy]) + shift * side
-            if absent:
-                centre = centre + self._away(rng) * side
             crop = Crop.centred(float(centre[0]), float(centre[1]), side, config.search_size)
             image = seen_look.near(rng).apply(crop.cut(frame))
             searches.append(degrade(rng, image))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -92,6 +94,28 @@ def parse_boxes(text: str, source: str) -> FloatArray:
     return boxes
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a UTF-8 text: {error.reason}") from None
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        meta = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}, is not valid JSON: {error.msg}") from None
+    if not isinstance(meta, dict):
+        raise DataError(f"{path} must hold keys and values")
+    fps = meta.get("fps", 30.0)
+    if not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
+        raise DataError(f"{path}: fps = {fps!r} is not a rate in frames a second")
+    return meta
+
+
 def read_folder(folder: Path, fps: float | None = None) -> Sequence:
     """A sequence kept as ``img/*.jpg``, ``groundtruth_rect.txt`` and, optionally, ``meta.json``.
 
@@ -110,15 +134,14 @@ def read_folder(folder: Path, fps: float | None = None) -> Sequence:
     truth = folder / TRUTH_FILE
     if not truth.is_file():
         raise DataError(f"{truth} is missing")
-    boxes = parse_boxes(truth.read_text(), str(truth))
+    boxes = parse_boxes(_read_text(truth), str(truth))
     if len(boxes) != len(paths):
         raise DataError(
             f"{truth} has {len(boxes)} boxes for {len(paths)} frames in {images}: "
             "one line a frame is needed (nan,nan,nan,nan where the target is absent)"
         )
-    meta_file = folder / "meta.json"
-    meta = json.loads(meta_file.read_text()) if meta_file.is_file() else {}
-    rate = float(fps or meta.get("fps") or 30.0)
+    meta = _read_meta(folder / "meta.json")
+    rate = float(meta.get("fps") or fps or 30.0)
     return Sequence(
         name=folder.name,
         boxes=boxes,

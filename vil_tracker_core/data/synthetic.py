@@ -45,6 +45,10 @@ class Cutout:
 
 def make_cutout(bgra: Image, max_side: int = 160) -> Cutout | None:
     """The cut-out of a (H, W, 4) BGRA image; None where hardly anything is opaque."""
+    # before shrinking: where transparent pixels blend in, their hidden colour must not count
+    alpha = bgra[..., 3:].astype(np.float32) / 255
+    colour = (bgra[..., :3] * alpha + 0.5).astype(np.uint8)
+    bgra = np.concatenate([colour, bgra[..., 3:]], axis=-1)
     scale = max_side / max(bgra.shape[:2])
     if scale < 1:
         bgra = np.asarray(
@@ -58,9 +62,7 @@ def make_cutout(bgra: Image, max_side: int = 160) -> Cutout | None:
     right = opaque.shape[1] - opaque[rows, ::-1].argmax(axis=1)
     ends = [np.stack([x, rows + dy], axis=1) for x in (left, right) for dy in (0, 1)]
     hull = cv2.convexHull(np.concatenate(ends).astype(np.int32))[:, 0].astype(np.float64)
-    alpha = bgra[..., 3:].astype(np.float32) / 255
-    colour = (bgra[..., :3] * alpha + 0.5).astype(np.uint8)
-    return Cutout(np.concatenate([colour, bgra[..., 3:]], axis=-1), hull)
+    return Cutout(bgra, hull)
 
 
 def read_cutout(path: Path) -> Cutout | None:
@@ -290,6 +292,7 @@ def pan_still(rng: Rng, image: Image, box: Box, frames: int) -> Sequence:
         )
         box = Box(*(shrink * value for value in box))
     extent = math.sqrt(box.w * box.h)
+    beyond = cv2.mean(image)  # as crops show it; a reflection would show the target twice
     size = np.array([min(image.shape[1], 512), min(image.shape[0], 512)])
     middle = np.array([box.cx, box.cy])
     home = np.clip(middle, 0.2 * size, 0.8 * size)  # where in the view the box stays, about
@@ -310,7 +313,8 @@ def pan_still(rng: Rng, image: Image, box: Box, frames: int) -> Sequence:
             np.concatenate([linear, offset[:, None]], axis=1),
             size.tolist(),
             flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=beyond,
         )
         images.append(np.asarray(view, dtype=np.uint8))
     return Sequence(

@@ -25,10 +25,11 @@ class Norm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, None, eps=1e-5)
+        return F.layer_norm(x, (self.dim,), self.weight, None, eps=1e-5)
 
 
 class BlockDiagonal(nn.Module):
@@ -86,7 +87,8 @@ class MlstmCell(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, inner = config.dim, config.inner
-        self.heads, self.chunk = config.heads, config.chunk
+        self.heads, self.head_dim = config.heads, inner // config.heads
+        self.chunk = config.chunk
         self.up = nn.Linear(dim, 2 * inner, bias=False)
         self.conv = CausalConv(inner, config.conv_kernel)
         self.q = BlockDiagonal(inner, config.qkv_block, config.heads)
@@ -117,7 +119,7 @@ class MlstmCell(nn.Module):
         f = self.forget_gate(qkv).transpose(1, 2)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         h, memory = mlstm_chunkwise(q, k, v, i, f, state.memory if state else None, self.chunk)
-        h = F.layer_norm(h, h.shape[-1:], eps=1e-5)  # each head on its own
+        h = F.layer_norm(h, (self.head_dim,), eps=1e-5)  # each head on its own
         h = h.transpose(1, 2).reshape(batch, length, -1).to(x.dtype) * self.norm.to(x.dtype)
         h = h + self.skip.to(x.dtype) * convolved
         return self.down(h * F.silu(z)), CellState(memory, tail)

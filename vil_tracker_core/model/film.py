@@ -42,11 +42,11 @@ def resample(context: Context, motion: Tensor) -> Context:
     """
     batch, length, dim = context.tokens.shape
     side = int(length**0.5)
-    shift, zoom = motion[:, :2], motion[:, 2:]
-    # grid_sample counts from -1 to 1 instead of 0 to 1
-    scale = torch.diag_embed(zoom.expand(-1, 2))
-    theta = torch.cat([scale, (2 * shift + zoom - 1)[..., None]], dim=-1)
-    grid = F.affine_grid(theta, [batch, 1, side, side], align_corners=False)
+    line = (torch.arange(side, dtype=motion.dtype, device=motion.device) + 0.5) / side
+    dx, dy, zoom = motion[:, 0:1], motion[:, 1:2], motion[:, 2:3]
+    x = (line * zoom + dx)[:, None, :].expand(batch, side, side)
+    y = (line * zoom + dy)[:, :, None].expand(batch, side, side)
+    grid = 2 * torch.stack([x, y], dim=-1) - 1  # grid_sample counts from -1 to 1
     seen = torch.cat([context.tokens * context.known, context.known], dim=-1)
     seen = seen.transpose(1, 2).unflatten(-1, (side, side))
     moved = F.grid_sample(seen, grid.to(seen.dtype), align_corners=False).flatten(2).transpose(1, 2)

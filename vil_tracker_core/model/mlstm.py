@@ -86,11 +86,12 @@ def mlstm_parallel(
     decay = torch.cumsum(F.logsigmoid(f.to(dtype)), dim=-1)  # F (B, H, S)
     source = i - decay  # D_ts = decay_t + source_s
     start = state.m[..., None] if state is not None else torch.full_like(i[..., :1], EMPTY)
-    peak = torch.maximum(torch.cummax(source, dim=-1).values, start)  # m_t - F_t
-    m = decay + peak
     later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    log_weight = (source[..., None, :] - peak[..., :, None]).masked_fill(later, -torch.inf)
-    scores = (q @ k.transpose(-1, -2)) * torch.exp(log_weight).to(q.dtype)
+    earlier = source[..., None, :].masked_fill(later, EMPTY)
+    # m_t - F_t. The result does not depend on the stabiliser, so neither does its gradient.
+    peak = torch.maximum(earlier.amax(dim=-1), start).detach()
+    m = decay + peak
+    scores = (q @ k.transpose(-1, -2)) * torch.exp(earlier - peak[..., None]).to(q.dtype)
     reading = (scores @ v).to(dtype)
     weight = scores.sum(-1, dtype=dtype)
     write = torch.exp(source - peak[..., -1:])[..., None]  # share of token s in the last state

@@ -53,7 +53,7 @@ class ViLTracker(nn.Module):
     def start(self, templates: Tensor) -> Memory:
         """The memory of a track that begins with these crops (B, N, 3, T, T), RGB 0..255."""
         length, dim = self.config.search_grid**2, self.config.dim
-        context = Context.empty(len(templates), length, dim, like=templates)
+        context = Context.empty(templates.shape[0], length, dim, like=templates)
         return Memory(self.backbone.encode_templates(templates), context)
 
     def step(
@@ -102,7 +102,7 @@ class ViLTracker(nn.Module):
             motions: (B, K, 3); the first frame's is ignored, as there is no context yet.
         """
         memory = self.start(templates)
-        trust = searches.new_ones(len(searches))
+        trust = searches.new_ones(searches.shape[0])
         steps = []
         for frame in range(searches.shape[1]):
             step = self.step(searches[:, frame], memory, motions[:, frame], trust, tap)

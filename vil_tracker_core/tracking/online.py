@@ -269,7 +269,7 @@ class Track:
 class OnlineTracker:
     """Follows one target.
 
-        tracker = OnlineTracker(Network.open("vil_nano"))
+        tracker = OnlineTracker(open_network("vil_nano"))
         tracker.init(frame, Box(x, y, w, h), stamp)
         result = tracker.update(next_frame, next_stamp)
 

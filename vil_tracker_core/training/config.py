@@ -12,7 +12,7 @@ from vil_tracker_core.data.sequence import DataError
 from vil_tracker_core.model.presets import ModelConfig, preset
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -102,16 +102,24 @@ def load_config(path: Path) -> TrainConfig:
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a UTF-8 text: {error.reason}") from None
     except yaml.YAMLError as error:
-        raise DataError(f"{path} is not valid YAML: {error}") from None
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise DataError(f"{path} must hold keys and values")
     try:
-        config = TrainConfig(**values)
-        preset(config.model)
+        config = TrainConfig.model_validate(values)
     except ValidationError as error:
         raise DataError(_explain(error, path)) from None
+    try:
+        depth = preset(config.model).depth
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: model = {config.model!r}: {error}") from None
+    if config.teacher and config.teacher.block >= depth:
+        raise DataError(
+            f"{path}: teacher.block = {config.teacher.block}: {config.model} has the blocks "
+            f"0 to {depth - 1}"
+        )
     return config

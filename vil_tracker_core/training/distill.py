@@ -38,11 +38,20 @@ class OnnxTeacher:
     def __init__(self, path: Path, tensor: str, image: str = "image") -> None:
         import onnx
         import onnxruntime
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
         path = Path(path)
         if not path.is_file():
             raise DataError(f"teacher {path} is missing")
-        known = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+        try:
+            known = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+        except (DecodeError, onnx.shape_inference.InferenceError) as error:
+            raise DataError(f"teacher {path} is not a readable ONNX network: {error}") from None
+        graph = known.graph
+        names = {value.name for value in (*graph.input, *graph.value_info, *graph.output)}
+        for name in (image, tensor):
+            if name not in names:
+                raise DataError(f"teacher {path} has no tensor {name!r}")
         part = onnx.utils.Extractor(known).extract_model([image], [tensor])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

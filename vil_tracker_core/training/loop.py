@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vil_tracker_core import weights
 from vil_tracker_core.data.sequence import DataError
+from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.training.config import TrainConfig
 from vil_tracker_core.training.distill import FeatureDistillation, OnnxTeacher
@@ -198,18 +200,22 @@ def load_checkpoint(
     folder: Path, student: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer
 ) -> Progressed:
     """Restores all that `save_checkpoint` kept."""
-    from safetensors import safe_open
-
     path = folder / "checkpoint.safetensors"
     if not path.is_file():
         raise DataError(f"{path} does not exist: there is nothing to resume")
-    with safe_open(str(path), framework="pt") as file:
-        at = Progressed(**json.loads(file.metadata()["progress"]))
-    tensors = load_file(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            at = Progressed(**json.loads(file.metadata()["progress"]))
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} is damaged and cannot be resumed: {error}") from None
     parts: dict[str, dict[str, Tensor]] = {"student": {}, "ema": {}, "optimizer": {}}
     for name, value in tensors.items():
         part, key = name.split(".", 1)
         parts[part][key] = value
+    expected = {name: value.shape for name, value in student.state_dict().items()}
+    if {name: value.shape for name, value in parts["student"].items()} != expected:
+        raise DataError(f"{path} is of another model or teacher than this run: it does not fit")
     student.load_state_dict(parts["student"])
     ema.state = parts["ema"]
     _load_optimizer(optimizer, parts["optimizer"])
@@ -219,7 +225,12 @@ def load_checkpoint(
 def _commit() -> str:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,  # this code's commit, not that of the folder we stand in
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -227,15 +238,36 @@ def _commit() -> str:
 
 
 class _Stop:
-    """SIGTERM and SIGINT end the run after the step in hand, with a checkpoint."""
+    """While entered, SIGTERM and SIGINT end the run after the step in hand, with a checkpoint."""
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+
+    def __enter__(self) -> None:
+        self.before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+
+
+def _initial(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of a weights file; raises WeightsError where they are not of this shape."""
+    try:
+        return replace(weights.load(path), config=config).build().state_dict()
+    except weights.WeightsError as error:
+        raise weights.WeightsError(f"init = {path}: {error}") from None
+
+
+def _cut_log(path: Path, steps: int) -> None:
+    """Drops what a killed run logged after its last checkpoint: those steps are done again."""
+    if path.is_file():
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:steps]))
 
 
 def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
@@ -246,10 +278,11 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
         out: folder for checkpoint.safetensors, weights.safetensors, run.json and log.jsonl.
         resume: go on from the checkpoint in ``out``.
     """
+    if not resume and (out / "checkpoint.safetensors").exists():
+        raise DataError(f"{out} holds a run already: resume it or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=config.precision,
-        gradient_accumulation_steps=config.accumulate,
         cpu=not torch.cuda.is_available(),
     )
     torch.manual_seed(config.seed)
@@ -258,7 +291,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
         teacher_channels = OnnxTeacher(config.teacher.path, config.teacher.tensor).channels
     student = Student(config, teacher_channels)
     if config.init:
-        student.tracker.load_state_dict(weights.load(config.init).tensors)
+        student.tracker.load_state_dict(_initial(config.init, config.model_config_of()))
     if config.compile:
         for block in student.tracker.backbone.blocks:
             block.compile(dynamic=False)
@@ -280,6 +313,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
         drop_last=True,
     )
     stop = _Stop()
+    if accelerator.is_main_process:
+        _cut_log(out / "log.jsonl", at.step)
     started, saved = time.monotonic() - at.seconds, time.monotonic()
     log = (out / "log.jsonl").open("a") if accelerator.is_main_process else None
 
@@ -297,7 +332,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, disable=not accelerator.is_main_process) as progress:
+    with stop, Progress(*columns, disable=not accelerator.is_main_process) as progress:
         task = progress.add_task("training", total=config.steps, completed=at.step, note="")
         batches = iter(loader)
         waited, worked = 0.0, 0.0
@@ -316,6 +351,11 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
                     accelerator.backward(losses["total"] / config.accumulate)
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
+            if not math.isfinite(sums["total"]):
+                raise FloatingPointError(
+                    f"step {at.step + 1}: the loss is not finite: lower lr or clip_norm and "
+                    f"resume from the last checkpoint in {out}"
+                )
             accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -337,7 +377,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 keep()
                 saved = time.monotonic()
-    keep()
+        keep()
     if log is not None:
         log.close()
     accelerator.end_training()

@@ -32,10 +32,16 @@ def _existing(folders: list[Path]) -> list[Path]:
 def clip_sources(data: DataConfig) -> list[tuple[float, VideoSource]]:
     """The weighted sources that a configuration names; raises DataError where one is empty."""
     held = set(data.hold_out)
-    cutout_folders = tuple(_existing(data.cutouts))
+    # resolved: a folder is the same folder however it is spelt
+    cutout_folders = tuple(folder.resolve() for folder in _existing(data.cutouts))
     videos = [s for root in _existing(data.videos) for s in read_folders(root)]
+    unknown = held - {s.name for s in videos}
+    if unknown:  # a misspelt name would let a validation video into the training
+        raise DataError(f"hold_out names {sorted(unknown)}, which no folder of videos holds")
     videos = [s for s in videos if s.name not in held and s.visible.sum() > 1]
-    stills = [p for root in _existing(data.stills) for p in images_below(root, cutout_folders)]
+    stills = [
+        p for root in _existing(data.stills) for p in images_below(root.resolve(), cutout_folders)
+    ]
     boxed = [item for root in _existing(data.boxed) for item in read_boxed_stills(root)]
     cutouts = [p for root in cutout_folders for p in images_below(root)]
     masked = [

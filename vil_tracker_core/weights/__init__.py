@@ -90,7 +90,7 @@ def save(path: Path, weights: Weights) -> None:
         "config": json.dumps(weights.config.to_dict()),
         "calibration": json.dumps(vars(weights.calibration)),
         "provenance": json.dumps(weights.provenance),
-        "checksum": _checksum(weights.tensors),
+        "checksum": checksum(weights.tensors),
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def load(path: Path) -> Weights:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is not a weights file of this project ({FORMAT})")
-    if metadata.get("checksum") != _checksum(tensors):
+    if metadata.get("checksum") != checksum(tensors):
         raise WeightsError(f"{path} is damaged: its checksum does not fit its content")
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
@@ -134,11 +134,12 @@ def load(path: Path) -> Weights:
     return Weights(config, tensors, fitted, provenance)
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and bytes, so that one flipped bit is noticed."""
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes, so that one flipped bit is noticed."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode())
+        kind = (name, str(tensors[name].dtype), tuple(tensors[name].shape))
+        digest.update(repr(kind).encode())
         flat = tensors[name].detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""model.export: the ONNX graphs give what PyTorch gives, for any number of tracks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from vil_tracker_core.model.export import FOUND, changing, export, flatten, unflatten
+from vil_tracker_core.model.heads import decode, hann_window
+from vil_tracker_core.model.presets import ModelConfig, preset
+from vil_tracker_core.model.tracker import ViLTracker
+
+TINY = preset("vil_tiny")
+
+
+def net(config: ModelConfig) -> ViLTracker:
+    torch.manual_seed(0)
+    model = ViLTracker(config).eval()
+    with torch.no_grad():  # FiLM and the norms away from their identity at the start
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, memory="carry"),
+        replace(TINY, film="pooled"),
+        replace(TINY, film="off"),
+        replace(TINY, scan="joint", stem="patch"),
+    ],
+    ids=["regional", "carry", "pooled", "film off", "joint"],
+)
+@pytest.mark.parametrize("tracks", [1, 3])
+def test_three_frames_equal_pytorch(config: ModelConfig, tracks: int) -> None:
+    model, window = net(config), hann_window(config.search_grid)
+    graphs = export(model, window)
+    start, step = (onnxruntime.InferenceSession(graph) for graph in graphs)
+    names = [item.name for item in step.get_inputs()]
+    generator = torch.Generator().manual_seed(1)
+
+    def images(*shape: int) -> torch.Tensor:
+        return 255 * torch.rand(*shape, generator=generator)
+
+    templates = images(tracks, 1, 3, config.template_size, config.template_size)
+    with torch.no_grad():
+        memory = model.start(templates)
+    flat = [torch.from_numpy(a) for a in start.run(None, {"templates": templates.numpy()})]
+    for expected, found in zip(flatten(memory), flat, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for number in range(3):
+        search = images(tracks, 3, config.search_size, config.search_size)
+        motion = torch.tensor([[0.1 * number, -0.05, 1.1]] * tracks)
+        trust = torch.ones(tracks)
+        with torch.no_grad():
+            result = model.step(search, memory, motion, trust)
+        memory, best = result.memory, decode(result.prediction, window)
+        given = {"search": search, "motion": motion, "trust": trust}
+        given |= {f"memory_{index}": tensor for index, tensor in enumerate(flat)}
+        out = step.run(None, {name: given[name].numpy() for name in names})
+        for name, expected in zip(FOUND, (best.unit, best.log_var, best.score), strict=True):
+            np.testing.assert_allclose(
+                out[FOUND.index(name)], expected.numpy(), atol=1e-4, err_msg=name
+            )
+        changed = [torch.from_numpy(array) for array in out[len(FOUND) :]]
+        assert len(changed) == len(changing(model, memory))
+        flat[len(flat) - len(changed) :] = changed
+        for expected, found in zip(flatten(memory), flat, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_unflatten_is_the_inverse_of_flatten() -> None:
+    memory = net(TINY).start(torch.rand(2, 1, 3, 32, 32))
+    again = unflatten(memory, [tensor + 1 for tensor in flatten(memory)])
+    assert type(again) is type(memory)
+    for before, after in zip(flatten(memory), flatten(again), strict=True):
+        torch.testing.assert_close(after, before + 1)
+
+
+def test_exporting_leaves_the_model_in_evaluation_mode() -> None:
+    model = net(TINY)
+    export(model, hann_window(TINY.search_grid))
+    assert not any(module.training for module in model.modules())

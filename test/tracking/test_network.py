@@ -1,0 +1,265 @@
+"""The net behind numpy: channel order, batches, calibration, the window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vil_tracker_core import weights
+from vil_tracker_core.geometry import Box, Crop, Image
+from vil_tracker_core.model.heads import decode, hann_window
+from vil_tracker_core.model.tracker import Memory, identity_motion
+from vil_tracker_core.tracking.network import (
+    Found,
+    Network,
+    OnnxNetwork,
+    TorchNetwork,
+    cache_folder,
+    open_network,
+    stack,
+    unstack,
+)
+from vil_tracker_core.weights import Weights, WeightsError
+
+STILL = (0.0, 0.0, 1.0)
+Make = Callable[..., Weights]
+
+
+def crops_of(frames: list[Image], size: int) -> list[Image]:
+    """Three different crops of the first three frames."""
+    boxes = [Box(20, 20, 24, 20), Box(70, 50, 30, 30), Box(100, 10, 20, 26)]
+    return [
+        Crop.around(box, 3.0, size).cut(frame) for box, frame in zip(boxes, frames, strict=False)
+    ]
+
+
+def run(network: Network, crops: list[Image], memories: list[Memory]) -> tuple[list, list]:
+    count = len(crops)
+    return network.step(crops, memories, [(0.05, -0.1, 1.1)] * count, [1.0] * count)
+
+
+def assert_same(a: Found, b: Found) -> None:
+    np.testing.assert_allclose(a.unit, b.unit, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(a.variance, b.variance, rtol=1e-4)
+    assert a.score == pytest.approx(b.score, abs=1e-5)
+
+
+def test_crops_are_bgr_and_the_net_sees_rgb(network: Network, frames: list[Image]) -> None:
+    """The same numbers as the model's own call on RGB tensors."""
+    template, search = crops_of(frames, 32)[0], crops_of(frames, 64)[1]
+    found, _ = network.step([search], [network.start([template])], [STILL], [1.0])
+
+    def tensor(crop: Image) -> torch.Tensor:
+        rgb = np.stack([crop[..., 2], crop[..., 1], crop[..., 0]])
+        return torch.tensor(rgb, dtype=torch.float32)[None]
+
+    with torch.no_grad():
+        memory = network.model.start(tensor(template)[None])
+        image = tensor(search)
+        step = network.model.step(image, memory, identity_motion(1, image), torch.ones(1))
+    window = 0.7 + 0.3 * hann_window(4)
+    wanted = decode(step.prediction, window)
+    np.testing.assert_allclose(found[0].unit, wanted.unit[0], atol=1e-6)
+    np.testing.assert_allclose(found[0].variance, wanted.log_var[0].exp(), rtol=1e-5)
+    assert found[0].score == pytest.approx(float(wanted.score), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"scan": "joint"}, {"memory": "carry"}, {"film": "pooled"}, {"film": "off"}],
+    ids=str,
+)
+def test_a_batch_equals_single_tracks_over_time(
+    make_weights: Make, frames: list[Image], changes: dict[str, str]
+) -> None:
+    network = TorchNetwork(make_weights(**changes))
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    together = [network.start([template]) for template in templates]
+    alone = [network.start([template]) for template in templates]
+    for _ in range(3):
+        found, together = run(network, searches, together)
+        for n, search in enumerate(searches):
+            (one,), (alone[n],) = run(network, [search], [alone[n]])
+            assert_same(found[n], one)
+
+
+@pytest.mark.parametrize("scan", ["joint", "regional"])
+def test_tracks_with_one_and_with_two_templates_share_a_batch(
+    make_weights: Make, frames: list[Image], scan: str
+) -> None:
+    """Their second templates come at different frames, so any mix meets in one step."""
+    network = TorchNetwork(make_weights(scan=scan))
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    memories = [network.start(templates[:n]) for n in (1, 2, 1)]
+    found, after = run(network, searches, memories)
+    assert len(after) == 3
+    for n, search in enumerate(searches):
+        (one,), _ = run(network, [search], [memories[n]])
+        assert_same(found[n], one)
+    again, _ = run(network, searches, after)
+    for n, search in enumerate(searches):
+        (one,), _ = run(network, [search], [after[n]])
+        assert_same(again[n], one)
+
+
+def test_stack_and_unstack_are_inverse(network: Network, frames: list[Image]) -> None:
+    memories = [network.start([template]) for template in crops_of(frames, 32)]
+    back = unstack(stack(memories), 3)
+    for one, other in zip(memories, back, strict=True):
+        assert one.context.tokens.equal(other.context.tokens)
+        assert one.templates.features is not None
+        assert one.templates.features.equal(other.templates.features)
+        for a, b in zip(one.templates.states, other.templates.states, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert a.memory.C.equal(b.memory.C)
+                assert a.conv_tail.equal(b.conv_tail)
+
+
+def test_renewed_templates_leave_the_context(network: Network, frames: list[Image]) -> None:
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    _, (memory,) = run(network, searches[:1], [network.start(templates[:1])])
+    renewed = network.renew(memory, templates[:2])
+    assert renewed.context.tokens.equal(memory.context.tokens)
+    assert renewed.context.known.any()
+    assert renewed.templates.features.shape[1] == 2 * memory.templates.features.shape[1]
+
+
+def test_no_trust_leaves_the_context(network: Network, frames: list[Image]) -> None:
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    _, (memory,) = run(network, searches[:1], [network.start(templates[:1])])
+    _, (after,) = network.step(searches[1:2], [memory], [STILL], [0.0])
+    torch.testing.assert_close(after.context.tokens, memory.context.tokens, rtol=0, atol=1e-5)
+
+
+def test_calibration_scales_the_standard_deviations(
+    make_weights: Make, frames: list[Image]
+) -> None:
+    plain, scaled = TorchNetwork(make_weights()), TorchNetwork(make_weights((1.0, 2.0, 3.0, 0.5)))
+    template, search = crops_of(frames, 32)[0], crops_of(frames, 64)[0]
+    variances = []
+    for network in (plain, scaled):
+        (found,), _ = network.step([search], [network.start([template])], [STILL], [1.0])
+        variances.append(found.variance)
+    np.testing.assert_allclose(variances[1] / variances[0], [1, 4, 9, 0.25])
+
+
+def test_a_found_target_is_in_units_of_the_crop(network: Network, frames: list[Image]) -> None:
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    found, _ = run(network, searches, [network.start([template]) for template in templates])
+    for one in found:
+        assert one.unit.shape == one.variance.shape == (4,)
+        assert one.unit.dtype == one.variance.dtype == np.float64
+        assert (one.variance > 0).all()
+        assert type(one.score) is float
+        assert 0 < one.score < 1
+
+
+def test_opens_a_file_and_names_what_it_cannot_open(
+    make_weights: Make, frames: list[Image], tmp_path: Path
+) -> None:
+    path = tmp_path / "net.safetensors"
+    loaded = make_weights()
+    weights.save(path, loaded)
+    opened = open_network(path, backend="torch")
+    assert opened.config == loaded.config
+    template, search = crops_of(frames, 32)[0], crops_of(frames, 64)[0]
+    results = []
+    for network in (opened, TorchNetwork(loaded)):
+        (found,), _ = run(network, [search], [network.start([template])])
+        results.append(found)
+    assert_same(*results)
+    with pytest.raises(WeightsError, match="nowhere.safetensors"):
+        open_network(tmp_path / "nowhere.safetensors")
+
+
+def test_an_impossible_backend_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'tensorrt' is not one of auto, onnxruntime, torch"):
+        open_network("vil_nano", backend="tensorrt")
+    with pytest.raises(ValueError, match="runs on the cpu, not on 'cuda'"):
+        open_network("vil_nano", backend="onnxruntime", device="cuda")
+
+
+# -- onnxruntime ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of exported graphs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not cache_folder().exists()
+    return cache_folder()
+
+
+@pytest.mark.parametrize("changes", [{}, {"scan": "joint"}, {"memory": "carry"}], ids=str)
+def test_both_backends_find_the_same(
+    make_weights: Make, frames: list[Image], cache: Path, changes: dict[str, str]
+) -> None:
+    loaded = make_weights(**changes)
+    networks = (TorchNetwork(loaded), OnnxNetwork(loaded))
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    kept = [[network.start([template]) for template in templates] for network in networks]
+    for _ in range(3):
+        results = []
+        for n, network in enumerate(networks):
+            found, kept[n] = run(network, searches, kept[n])
+            results.append(found)
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
+            np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-2)
+            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("scan", ["joint", "regional"])
+def test_onnxruntime_takes_a_second_template(
+    make_weights: Make, frames: list[Image], cache: Path, scan: str
+) -> None:
+    loaded = make_weights(scan=scan)
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    results = []
+    for network in (TorchNetwork(loaded), OnnxNetwork(loaded)):
+        memories = [network.start(templates[:1]) for _ in searches]
+        memories[1] = network.renew(memories[1], templates[:2])
+        results.append(run(network, searches, memories)[0])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
+
+
+def test_graphs_are_exported_once(make_weights: Make, cache: Path) -> None:
+    loaded = make_weights()
+    OnnxNetwork(loaded)
+    files = {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")}
+    assert {file.name for file in files} == {"start.onnx", "step.onnx"}
+    OnnxNetwork(loaded)
+    assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")} == files
+    other = {name: tensor + 0 for name, tensor in loaded.tensors.items()}
+    other["backbone.norm.weight"] = other["backbone.norm.weight"] + 1
+    OnnxNetwork(Weights(loaded.config, other))
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph"])
+def test_a_damaged_cache_is_exported_anew(
+    make_weights: Make, frames: list[Image], cache: Path, content: bytes
+) -> None:
+    """A full disk or a power cut must not end in a tracker that never starts again."""
+    loaded = make_weights()
+    OnnxNetwork(loaded)
+    for file in cache.rglob("*.onnx"):
+        file.write_bytes(content)
+    network = OnnxNetwork(loaded)
+    found, _ = run(network, crops_of(frames, 64)[:1], [network.start(crops_of(frames, 32)[:1])])
+    assert np.isfinite(found[0].unit).all()
+
+
+def test_an_unwritable_cache_is_no_obstacle(
+    make_weights: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    OnnxNetwork(make_weights())

@@ -1,0 +1,560 @@
+"""One track's state machine, told frame by frame what was found, and the tracker on a real net."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, dataclass, field
+
+import numpy as np
+import pytest
+
+from vil_tracker_core.geometry import Box, Crop, Image, iou
+from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
+from vil_tracker_core.tracking.online import (
+    Look,
+    OnlineTracker,
+    Track,
+    TrackerConfig,
+    TrackResult,
+    TrackState,
+)
+from vil_tracker_core.weights import Weights
+
+TRACKING, UNCERTAIN, LOST = TrackState.TRACKING, TrackState.UNCERTAIN, TrackState.LOST
+DT = 0.125  # exact in binary
+BOX = Box(300, 200, 40, 30)
+FRAME = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+SEEN, UNSURE, UNSEEN = 0.9, 0.35, 0.05  # scores beyond and between the two thresholds
+
+
+@dataclass
+class Scripted:
+    """A track whose net is replaced by the test's word of what it found."""
+
+    track: Track
+    stamp: float = 0.0
+    looks: list[Look] = field(default_factory=list)
+
+    def tell(
+        self,
+        score: float,
+        box: Box = BOX,
+        dt: float = DT,
+        frame: Image = FRAME,
+        deviation: float = 0.01,
+    ) -> TrackResult:
+        """The result of the next frame, in which the net finds ``box`` with ``score``."""
+        self.stamp += dt
+        look = self.track.look(frame, self.stamp)
+        self.looks.append(look)
+        found = Found(look.crop.to_unit(box), np.full(4, deviation**2), score)
+        return self.track.learn(frame, found, look.memory)
+
+    def lose(self) -> TrackResult:
+        for _ in range(20):
+            result = self.tell(UNSEEN)
+            if result.state is LOST:
+                return result
+        raise AssertionError("never lost")
+
+
+@pytest.fixture
+def start(network: Network) -> Callable[..., Scripted]:
+    """start(field=value, ...): a track on BOX at stamp 0 with a changed config."""
+
+    def make(**changes: object) -> Scripted:
+        return Scripted(Track(network, FRAME, BOX, 0.0, TrackerConfig(**changes)))  # type: ignore[arg-type]
+
+    return make
+
+
+def assert_covariance(covariance: np.ndarray) -> None:
+    """Symmetric and positive definite."""
+    assert (covariance == covariance.T).all()
+    np.linalg.cholesky(covariance)
+
+
+# -- following -----------------------------------------------------------------------------------
+
+
+def test_it_starts_on_the_box(network: Network) -> None:
+    result = OnlineTracker(network).init(FRAME, BOX, 5.0)
+    assert result.box == BOX
+    assert (result.state, result.stamp, result.score, result.reason) == (TRACKING, 5.0, 1.0, "")
+    assert result.covariance.shape == (4, 4)
+    assert_covariance(result.covariance)
+
+
+def test_a_seen_target_is_followed(start: Callable[..., Scripted]) -> None:
+    """80 px/s to the right and growing by 8 % a second, for four seconds."""
+    run = start()
+    for k in range(1, 31):
+        box = Box.from_cxcywh(320 + 10 * k, 215, 40 * 1.01**k, 30 * 1.01**k)
+        result = run.tell(SEEN, box)
+        assert result.state is TRACKING
+        assert result.reason == ""
+        assert result.stamp == run.stamp
+        assert_covariance(result.covariance)
+    assert float(iou(result.box, box)) > 0.9
+    assert run.track._filter.mean[4] == pytest.approx(80, abs=5)
+
+
+def test_the_search_crop_is_four_times_the_predicted_box(start: Callable[..., Scripted]) -> None:
+    run = start()
+    for k in range(1, 11):
+        run.tell(SEEN, Box(300 + 10 * k, 200, 40, 30))
+    run.tell(SEEN, Box(410, 200, 40, 30))
+    crop = run.looks[-1].crop
+    assert crop.side == pytest.approx(4 * math.sqrt(40 * 30), rel=0.1)
+    assert crop.x + crop.side / 2 == pytest.approx(430, abs=6)  # where it will be, not was
+    assert run.looks[-1].image.shape == (64, 64, 3)
+
+
+def test_motion_between_crops_is_reported_to_the_net(start: Callable[..., Scripted]) -> None:
+    run = start()
+    for k in range(1, 4):
+        run.tell(SEEN, Box(300 + 20 * k, 200, 40, 30))
+    assert run.looks[0].motion == (0, 0, 1)
+    old, new = run.looks[-2].crop, run.looks[-1].crop
+    assert run.looks[-1].motion == pytest.approx(
+        ((new.x - old.x) / old.side, (new.y - old.y) / old.side, new.side / old.side)
+    )
+    assert {look.trust for look in run.looks} == {1.0}
+
+
+def test_a_sure_net_is_believed_through_a_jump(start: Callable[..., Scripted]) -> None:
+    run = start()
+    result = run.tell(SEEN, Box(350, 230, 40, 30), dt=1 / 30)
+    assert result.state is TRACKING
+    assert float(iou(result.box, Box(350, 230, 40, 30))) > 0.5
+
+
+def test_an_unsure_net_is_not_believed_through_a_jump(start: Callable[..., Scripted]) -> None:
+    run = start()
+    result = run.tell(UNSURE, Box(350, 230, 40, 30), dt=1 / 30, deviation=0.001)
+    assert result.state is UNCERTAIN
+    assert "jump" in result.reason
+    assert result.box == pytest.approx(BOX)
+
+
+def test_an_unsure_net_near_the_prediction_is_used(start: Callable[..., Scripted]) -> None:
+    run = start()
+    for _ in range(20):
+        result = run.tell(UNSURE, Box(302, 201, 40, 30))
+        assert result.state is UNCERTAIN
+        assert "score 0.35 is below 0.5" in result.reason
+    assert result.box.x == pytest.approx(302, abs=0.5)
+
+
+# -- losing --------------------------------------------------------------------------------------
+
+
+def test_unseen_is_uncertain_first_and_lost_after_the_patience(
+    start: Callable[..., Scripted],
+) -> None:
+    run = start(patience=0.5)
+    run.tell(SEEN)
+    states = [run.tell(UNSEEN).state for _ in range(8)]
+    assert states == [UNCERTAIN] * 4 + [LOST] * 4
+
+
+def test_patience_is_time_and_not_frames(start: Callable[..., Scripted]) -> None:
+    run = start(patience=0.5)
+    states = [run.tell(UNSEEN, dt=0.01).state for _ in range(60)]
+    assert states.index(LOST) in (49, 50)
+
+
+def test_being_seen_again_restores_patience(start: Callable[..., Scripted]) -> None:
+    run = start(patience=0.5)
+    for _ in range(5):
+        assert [run.tell(UNSEEN).state for _ in range(4)] == [UNCERTAIN] * 4
+        assert run.tell(SEEN).state is TRACKING
+
+
+def test_every_state_but_tracking_has_a_reason(start: Callable[..., Scripted]) -> None:
+    run = start()
+    for score in (SEEN, UNSURE, UNSEEN, SEEN, *[UNSEEN] * 10, SEEN, SEEN, UNSURE):
+        result = run.tell(score)
+        assert bool(result.reason) == (result.state is not TRACKING)
+
+
+def test_an_unseen_frame_is_not_measured(start: Callable[..., Scripted]) -> None:
+    """Whatever box comes with a low score, the prediction stands."""
+    run = start()
+    run.tell(SEEN)
+    before = run.track.result
+    after = run.tell(UNSEEN, Box(100, 100, 10, 10))
+    assert after.box.cx == pytest.approx(before.box.cx, abs=1)
+    assert np.linalg.det(after.covariance) > np.linalg.det(before.covariance)
+
+
+@pytest.mark.parametrize("speed", [(0, 0), (300, 0), (-400, 300), (900, -900)])
+def test_a_lost_box_never_runs_away(
+    start: Callable[..., Scripted], speed: tuple[float, float]
+) -> None:
+    """Lost at any speed: ten minutes later the box stands where it was lost, in the picture."""
+    run = start()
+    for k in range(1, 6):
+        run.tell(SEEN, Box(300 + speed[0] * k / 30, 200 + speed[1] * k / 30, 40, 30), dt=1 / 30)
+    run.lose()
+    first = run.tell(UNSEEN).box
+    assert 0 <= first.cx <= 640
+    assert 0 <= first.cy <= 480
+    for _ in range(600):
+        result = run.tell(UNSEEN, dt=1.0)
+        assert result.state is LOST
+        assert result.box == first
+
+
+def test_lost_uncertainty_grows_to_a_bound(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.lose()
+    spreads = []
+    for _ in range(2000):
+        covariance = run.tell(UNSEEN).covariance
+        assert_covariance(covariance)
+        spreads.append(np.sqrt(np.diag(covariance)))
+    spread = np.array(spreads)
+    assert (np.diff(spread, axis=0) >= -1e-6).all()
+    assert (spread[20] > 2 * spread[0]).all()
+    assert spread.max() <= 640 * (1 + 1e-9)
+    assert spread[-1, 0] == pytest.approx(640)
+
+
+def test_the_lost_search_widens_to_its_bound(start: Callable[..., Scripted]) -> None:
+    run = start(widest=2.0, widening=1.0, patience=0.5)
+    run.lose()
+    usual = 4 * math.sqrt(run.track.result.box.w * run.track.result.box.h)
+    for _ in range(30):
+        run.tell(UNSEEN)
+    sides = [look.crop.side for look in run.looks[-30:]]
+    assert sides == sorted(sides)
+    assert sides[0] < 1.5 * usual
+    assert sides[-1] == sides[-10] == pytest.approx(2 * usual, abs=1)
+
+
+def test_lost_frames_are_not_trusted(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.lose()
+    run.tell(UNSEEN)
+    assert run.looks[-1].trust == 0.0
+    run.tell(SEEN)
+    run.tell(SEEN)
+    run.tell(SEEN)
+    assert [look.trust for look in run.looks[-3:]] == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("speeds", [(-150, -120), (300, 240)])
+def test_a_size_that_was_changing_stays_plausible_while_unseen(
+    start: Callable[..., Scripted], speeds: tuple[float, float]
+) -> None:
+    """Else the search crop, a multiple of the box, would shrink to nothing or to everything."""
+    run = start()
+    for k in range(1, 4):
+        t = k / 30
+        run.tell(SEEN, Box.from_cxcywh(320, 215, 40 + speeds[0] * t, 30 + speeds[1] * t), dt=1 / 30)
+    seen = run.track.result.box
+    run.lose()
+    lost = run.tell(UNSEEN).box
+    assert 0.5 < math.sqrt(lost.w * lost.h / (seen.w * seen.h)) < 2.0
+
+
+# -- coming back ---------------------------------------------------------------------------------
+
+
+def test_found_again_after_exactly_two_confident_frames(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.lose()
+    there = Box(360, 240, 40, 30)
+    first = run.tell(SEEN, there)
+    assert first.state is LOST
+    assert "seen once" in first.reason
+    second = run.tell(SEEN, there)
+    assert second.state is TRACKING
+    assert second.box == pytest.approx(there)
+    assert_covariance(second.covariance)
+    assert run.tell(SEEN, there).state is TRACKING
+
+
+def test_the_two_frames_must_follow_each_other(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.lose()
+    states = [run.tell(score).state for score in (SEEN, UNSEEN, SEEN, UNSURE, SEEN, SEEN)]
+    assert states == [LOST] * 5 + [TRACKING]
+
+
+def test_the_two_frames_must_show_the_same_place(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.lose()
+    here, there = Box(280, 180, 40, 30), Box(360, 260, 40, 30)
+    states = [run.tell(SEEN, box).state for box in (here, there, here, here)]
+    assert states == [LOST, LOST, LOST, TRACKING]
+
+
+def test_the_second_look_is_around_the_first_sight(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.lose()
+    run.tell(SEEN, Box(360, 240, 40, 30))
+    run.tell(SEEN, Box(360, 240, 40, 30))
+    crop = run.looks[-1].crop
+    assert crop == Crop.around(Box(360, 240, 40, 30), 4.0, 64)
+
+
+def test_lost_again_takes_the_whole_patience(start: Callable[..., Scripted]) -> None:
+    run = start(patience=0.5)
+    run.lose()
+    run.tell(SEEN)
+    run.tell(SEEN)
+    assert [run.tell(UNSEEN).state for _ in range(5)] == [UNCERTAIN] * 4 + [LOST]
+
+
+# -- time and frames -----------------------------------------------------------------------------
+
+
+def test_stamps_that_jump_back_reset_with_a_reason(start: Callable[..., Scripted]) -> None:
+    """A looped bag: lost for two frames, then found where the target is."""
+    run = start()
+    run.stamp = 60.0
+    run.tell(SEEN)
+    first = run.tell(SEEN, dt=-60.0)
+    assert first.state is LOST
+    assert "the stamps jumped back by 60.000 s" in first.reason
+    assert first.stamp == run.stamp
+    assert run.looks[-1].motion == (0, 0, 1)
+    assert not run.looks[-1].memory.context.known.any()
+    assert run.tell(SEEN).state is TRACKING
+
+
+def test_the_reason_of_a_reset_is_told_until_found_again(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.stamp = 60.0
+    run.tell(SEEN)
+    run.tell(UNSEEN, dt=-60.0)
+    assert "jumped back" in run.tell(UNSEEN).reason
+    run.tell(SEEN)
+    run.tell(SEEN)
+    assert "jumped back" not in run.lose().reason
+
+
+def test_another_resolution_resets_with_a_reason_and_scales_the_box(
+    start: Callable[..., Scripted],
+) -> None:
+    run = start()
+    run.tell(SEEN)
+    half = np.ascontiguousarray(FRAME[::2, ::2])
+    small = Box(150, 100, 20, 15)
+    first = run.tell(SEEN, small, frame=half)
+    assert first.state is LOST
+    assert "the image changed from 640x480 to 320x240" in first.reason
+    assert first.box == pytest.approx(small, abs=0.5)
+    second = run.tell(SEEN, small, frame=half)
+    assert second.state is TRACKING
+    assert second.box == pytest.approx(small)
+
+
+def test_repeated_stamps_are_fine(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.tell(SEEN)
+    for _ in range(50):
+        result = run.tell(SEEN, dt=0.0)
+        assert result.state is TRACKING
+        assert result.box == pytest.approx(BOX, abs=0.1)
+        assert_covariance(result.covariance)
+
+
+def test_only_stamps_are_time(start: Callable[..., Scripted]) -> None:
+    """However slowly the frames are taken in, and wherever the clock starts."""
+    results = []
+    for origin, pause in ((0.0, 0.0), (1.7e9, 0.01)):
+        run = start()
+        run.track._stamp = run.stamp = origin
+        for score in (SEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN):
+            time.sleep(pause)
+            result = run.tell(score)
+            results.append((origin, result.state, result.box, result.covariance.tolist()))
+    half = len(results) // 2
+    assert [one[1:] for one in results[:half]] == [one[1:] for one in results[half:]]
+
+
+def test_a_long_pause_counts_as_one_second(start: Callable[..., Scripted]) -> None:
+    run = start()
+    for k in range(1, 6):
+        run.tell(SEEN, Box(300 + 5 * k, 200, 40, 30))
+    result = run.tell(SEEN, Box(375, 200, 40, 30), dt=3600.0)
+    assert result.state is TRACKING
+    assert result.box.x == pytest.approx(375, abs=2)
+
+
+@pytest.mark.parametrize("stamp", [math.nan, math.inf, -math.inf])
+def test_a_stamp_that_is_no_time_is_refused(network: Network, stamp: float) -> None:
+    """And leaves the track as it was."""
+    tracker = OnlineTracker(network)
+    with pytest.raises(ValueError, match="stamp"):
+        tracker.init(FRAME, BOX, stamp)
+    tracker.init(FRAME, BOX, 0.0)
+    with pytest.raises(ValueError, match="stamp"):
+        tracker.update(FRAME, stamp)
+    result = tracker.update(FRAME, DT)
+    assert np.isfinite(result.box).all()
+    assert result.stamp == DT
+
+
+# -- what a net may say --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["unit", "variance", "score"])
+def test_a_net_that_answers_nan_counts_as_not_seeing(
+    start: Callable[..., Scripted], what: str
+) -> None:
+    run = start()
+    run.tell(SEEN)
+    run.stamp += DT
+    look = run.track.look(FRAME, run.stamp)
+    found = Found(look.crop.to_unit(BOX), np.full(4, 1e-4), SEEN)
+    broken = math.nan if what == "score" else np.full(4, math.nan)
+    result = run.track.learn(FRAME, found._replace(**{what: broken}), look.memory)
+    assert result.state is UNCERTAIN
+    assert "finite" in result.reason
+    assert np.isfinite(result.box).all()
+    assert math.isfinite(result.score)
+    assert_covariance(result.covariance)
+    assert run.tell(SEEN).state is TRACKING
+
+
+@pytest.mark.parametrize("unit", [(0.5, 0.5, 1.0, 1.0), (1.0, 0.5, 0.25, 0.25), (1.0, 1.0, 1, 1)])
+def test_a_sure_net_that_is_wrong_cannot_blow_up_the_search(
+    start: Callable[..., Scripted], unit: tuple[float, ...]
+) -> None:
+    """It says with each frame that the target fills the crop, or flees: neither the box nor the
+    crop may grow without bound."""
+    run = start()
+    for _ in range(40):
+        run.stamp += DT
+        look = run.track.look(FRAME, run.stamp)
+        assert look.crop.side < 40 * 640
+        result = run.track.learn(FRAME, Found(np.array(unit), np.full(4, 1e-5), SEEN), look.memory)
+    assert result.box.w <= 2 * 640
+    assert result.box.h <= 2 * 480
+    assert -640 <= result.box.cx <= 2 * 640
+    assert -480 <= result.box.cy <= 2 * 480
+
+
+# -- templates -----------------------------------------------------------------------------------
+
+
+def test_the_second_template_is_refreshed_when_due_and_sure(
+    start: Callable[..., Scripted],
+) -> None:
+    run = start(template_every=10, template_score=0.8)
+    first = run.track._templates[0]
+    for _ in range(9):
+        run.tell(SEEN)
+    assert len(run.track._templates) == 1
+    run.tell(0.7)  # due, but not sure enough
+    assert len(run.track._templates) == 1
+    run.tell(SEEN)
+    second = run.track._templates[1]
+    for _ in range(9):
+        run.tell(SEEN)
+        assert run.track._templates[1] is second
+    run.tell(SEEN)
+    assert run.track._templates[0] is first
+    assert len(run.track._templates) == 2
+    assert run.track._templates[1] is not second
+
+
+def test_a_lost_track_takes_no_template(start: Callable[..., Scripted]) -> None:
+    run = start(template_every=10)
+    run.lose()
+    for _ in range(30):
+        run.tell(UNSEEN)
+    assert len(run.track._templates) == 1
+
+
+def test_the_first_template_alone_by_default(start: Callable[..., Scripted]) -> None:
+    run = start()
+    for _ in range(30):
+        run.tell(SEEN)
+    assert len(run.track._templates) == 1
+
+
+# -- the tracker on a real net -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scan", ["regional", "joint"])
+def test_a_real_net_runs_through_every_state(
+    make_weights: Callable[..., Weights], frames: list[Image], scan: str
+) -> None:
+    """The thresholds decide what a net of random weights is taken for."""
+    network = TorchNetwork(make_weights(scan=scan))
+    box = Box(50, 40, 30, 24)
+    for config, wanted in (
+        (TrackerConfig(confident=0.0, doubtful=0.0, template_every=2, template_score=0), TRACKING),
+        (TrackerConfig(confident=1.0, doubtful=0.0, gate=1.0), UNCERTAIN),
+        (TrackerConfig(confident=1.0, doubtful=1.0, patience=0.0), LOST),
+    ):
+        tracker = OnlineTracker(network, config)
+        tracker.init(frames[0], box, 0.0)
+        for k, frame in enumerate(frames[1:], start=1):
+            result = tracker.update(frame, k * DT)
+            assert result.stamp == k * DT
+            assert np.isfinite(result.box).all()
+            assert_covariance(result.covariance)
+            assert result.state is wanted
+
+
+def test_the_same_frames_give_the_same_results(network: Network, frames: list[Image]) -> None:
+    runs = []
+    for _ in range(2):
+        tracker = OnlineTracker(network)
+        tracker.init(frames[0], Box(50, 40, 30, 24), 0.0)
+        runs.append([tracker.update(f, k * DT).box for k, f in enumerate(frames[1:], start=1)])
+    assert runs[0] == runs[1]
+
+
+def test_a_refused_box_keeps_the_track(network: Network, frames: list[Image]) -> None:
+    tracker = OnlineTracker(network)
+    with pytest.raises(ValueError, match="not finite"):
+        tracker.init(frames[0], Box(math.nan, 40, 30, 24), 0.0)
+    with pytest.raises(RuntimeError, match=r"needs an init\(\)"):
+        tracker.update(frames[0], 0.0)
+    tracker.init(frames[0], Box(50, 40, 30, 24), 0.0)
+    with pytest.raises(ValueError, match="outside"):
+        tracker.init(frames[0], Box(500, 40, 30, 24), 0.0)
+    assert tracker.update(frames[1], DT).stamp == DT
+
+
+def test_a_new_init_forgets_the_track_before(network: Network, frames: list[Image]) -> None:
+    used, fresh = OnlineTracker(network), OnlineTracker(network)
+    used.init(frames[0], Box(90, 60, 20, 20), 0.0)
+    used.update(frames[1], DT)
+    results = []
+    for tracker in (used, fresh):
+        tracker.init(frames[2], Box(50, 40, 30, 24), 0.5)
+        results.append(tracker.update(frames[3], 0.6))
+    assert results[0].box == results[1].box
+    np.testing.assert_array_equal(results[0].covariance, results[1].covariance)
+
+
+def test_frames_are_left_alone(network: Network, frames: list[Image]) -> None:
+    before = [frame.copy() for frame in frames]
+    tracker = OnlineTracker(network)
+    tracker.init(frames[0], Box(140, 100, 30, 24), 0.0)  # reaches over the edge
+    for k, frame in enumerate(frames[1:], start=1):
+        tracker.update(frame, k * DT)
+    for frame, copy in zip(frames, before, strict=True):
+        np.testing.assert_array_equal(frame, copy)
+
+
+def test_learning_needs_a_look(network: Network) -> None:
+    track = Track(network, FRAME, BOX, 0.0, TrackerConfig())
+    with pytest.raises(RuntimeError, match=r"needs a look\(\)"):
+        track.learn(FRAME, Found(np.zeros(4), np.ones(4), 0.5), track._memory)
+
+
+def test_a_result_is_a_frozen_value(network: Network) -> None:
+    result = OnlineTracker(network).init(FRAME, BOX, 0.0)
+    with pytest.raises(FrozenInstanceError):
+        result.score = 0.5  # type: ignore[misc]

@@ -1,0 +1,128 @@
+"""The net as two ONNX graphs, start and step, with its memory as plain inputs and outputs."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vil_tracker_core.model.heads import decode
+from vil_tracker_core.model.tracker import Memory, ViLTracker
+
+OPSET = 17
+FOUND = ("unit", "log_var", "score")
+"""The step graph's outputs before those of the memory."""
+
+
+def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """``function`` over the tensors of equal structures of (named) tuples; None stays None."""
+    first = trees[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return function(*trees)
+    parts = [map_tensors(function, *children) for children in zip(*trees, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def flatten(memory: Memory) -> list[Tensor]:
+    """The tensors of a memory, in a fixed order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, memory)
+    return found
+
+
+def unflatten(like: Memory, tensors: list[Tensor]) -> Memory:
+    """The inverse of `flatten` for a memory of the structure of ``like``."""
+    rest: Iterator[Tensor] = iter(tensors)
+    filled: Memory = map_tensors(lambda _: next(rest), like)
+    return filled
+
+
+class _Start(nn.Module):
+    def __init__(self, model: ViLTracker) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, templates: Tensor) -> list[Tensor]:
+        return flatten(self.model.start(templates))
+
+
+def changing(model: ViLTracker, memory: Memory) -> list[Tensor]:
+    """The tensors of a memory that a step changes: with `memory: reset` the context alone."""
+    if model.config.memory == "carry":
+        return flatten(memory)
+    return list(memory.context)
+
+
+class _Step(nn.Module):
+    def __init__(self, model: ViLTracker, window: Tensor, like: Memory) -> None:
+        super().__init__()
+        self.model, self.like = model, like
+        self.register_buffer("window", window)
+        self.window: Tensor
+
+    def forward(
+        self, search: Tensor, motion: Tensor, trust: Tensor, memory: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        step = self.model.step(search, unflatten(self.like, memory), motion, trust)
+        found = decode(step.prediction, self.window)
+        return (found.unit, found.log_var, found.score, *changing(self.model, step.memory))
+
+
+def _exported(
+    module: nn.Module, inputs: tuple[Any, ...], names: list[str], outputs: list[str]
+) -> bytes:
+    file = io.BytesIO()
+    axes = {name: {0: "tracks"} for name in (*names, *outputs)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer: what is constant here is meant to be
+        torch.onnx.export(
+            module.eval(),  # the exporter puts back the mode that it finds
+            inputs,
+            file,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return file.getvalue()
+
+
+@torch.no_grad()
+def export(model: ViLTracker, window: Tensor) -> tuple[bytes, bytes]:
+    """(start, step): ONNX models of one template and of one frame; the batch is free in size.
+
+    start: `templates` (B, N, 3, T, T), RGB 0..255 -> `memory_0` ...
+    step: `search` (B, 3, S, S), `motion` (B, 3), `trust` (B,), `memory_0` ... -> `unit` (B, 4),
+    `log_var` (B, 4), `score` (B,), `next_0` ... (the last of the memory, see `changing`)
+
+    Args:
+        model: in evaluation mode.
+        window: (G, G) weight of the cells in the choice of the best.
+    """
+    config = model.config
+    templates = torch.zeros(2, 1, 3, config.template_size, config.template_size)
+    memory = model.start(templates)
+    flat = flatten(memory)
+    names = [f"memory_{index}" for index in range(len(flat))]
+    start = _exported(_Start(model), (templates,), ["templates"], names)
+    search = torch.zeros(2, 3, config.search_size, config.search_size)
+    motion, trust = torch.tensor([[0.0, 0.0, 1.0]] * 2), torch.ones(2)
+    step = _exported(
+        _Step(model, window, memory),
+        (search, motion, trust, flat),
+        ["search", "motion", "trust", *names],
+        [*FOUND, *(f"next_{index}" for index in range(len(changing(model, memory))))],
+    )
+    return start, step
