@@ -151,10 +151,8 @@ def test_a_flipped_bit_anywhere_is_refused(path: Path) -> None:
         damaged[at] ^= 1 << (at % 8)
         path.write_bytes(damaged)
         try:
-            weights.load(path)
-        except WeightsError as error:
-            assert str(path) in str(error)
-        else:
+            refused(path)
+        except pytest.fail.Exception:
             accepted.append(at)
     assert accepted == [], bytes(raw[at] for at in accepted)
 
@@ -289,7 +287,7 @@ def test_values_that_are_not_finite_are_refused(net: Weights, tmp_path: Path, va
     bad = net.tensors["backbone.norm.weight"].clone()
     bad[3] = value
     tensors = {**net.tensors, "backbone.norm.weight": bad}
-    with pytest.raises(WeightsError, match="not finite in backbone.norm.weight"):
+    with pytest.raises(WeightsError, match=r"not finite in backbone\.norm\.weight"):
         replace(net, tensors=tensors).build()
     refused(saved(tmp_path, replace(net, tensors=tensors)), "not finite in backbone.norm.weight")
 
@@ -332,8 +330,14 @@ def test_a_config_that_cannot_be_is_refused(net: Weights, tmp_path: Path, values
 
 @pytest.mark.parametrize(
     "scale",
-    [None, 1.0, "1234", [1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, "a"], [1, 1, 1, -1], [1, 1, 1, 0]]
-    + [[1, 1, 1, float("nan")], [1, 1, 1, float("inf")]],
+    [
+        None,
+        1.0,
+        "1234",
+        [1, 1, 1],
+        [1, 1, 1, 1, 1],
+        *([1, 1, 1, last] for last in ("a", -1, 0, float("nan"), float("inf"))),
+    ],
     ids=str,
 )
 def test_a_calibration_that_cannot_be_is_refused(net: Weights, tmp_path: Path, scale: Any) -> None:

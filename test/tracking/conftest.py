@@ -27,6 +27,11 @@ def make_weights() -> Callable[..., Weights]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
+            # boxes about as large as the one before: else a chain of random answers grows
+            # without bound, and every difference with it
+            for head, bias in ((model.centre_head.size, -1.1), (model.centre_head.offset, 0.0)):
+                head[-1].weight *= 0.1
+                head[-1].bias.fill_(bias)
         return Weights(config, model.state_dict(), Calibration(scale, "noise"))
 
     return make

@@ -89,7 +89,7 @@ def test_covariance_stays_symmetric_positive_definite(seed: int) -> None:
 def test_no_time_changes_nothing(seed: int) -> None:
     state = kalman.update(
         kalman.predict(kalman.start(BOX, CONFIG), 0.1, CONFIG),
-        np.random.default_rng(seed).normal(size=4) + (120, 65, 40, 30),
+        np.array([120.0, 65, 40, 30]) + np.random.default_rng(seed).normal(size=4),
         np.eye(4),
     )
     after = kalman.predict(state, 0.0, CONFIG)

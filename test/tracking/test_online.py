@@ -489,7 +489,8 @@ def test_a_real_net_runs_through_every_state(
 ) -> None:
     """The thresholds decide what a net of random weights is taken for."""
     network = TorchNetwork(make_weights(scan=scan))
-    box = Box(50, 40, 30, 24)
+    frames = [np.tile(frame, (4, 4, 1)) for frame in frames[:4]]  # room to wander in
+    box = Box(300, 200, 30, 24)
     for config, wanted in (
         (TrackerConfig(confident=0.0, doubtful=0.0, template_every=2, template_score=0), TRACKING),
         (TrackerConfig(confident=1.0, doubtful=0.0, gate=1.0), UNCERTAIN),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -82,9 +83,9 @@ class _Step(nn.Module):
 def _exported(
     module: nn.Module, inputs: tuple[Any, ...], names: list[str], outputs: list[str]
 ) -> bytes:
-    file = io.BytesIO()
     axes = {name: {0: "tracks"} for name in (*names, *outputs)}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), TemporaryDirectory() as folder:
+        file = Path(folder) / "graph.onnx"
         warnings.simplefilter("ignore")  # of the tracer: what is constant here is meant to be
         torch.onnx.export(
             module.eval(),  # the exporter puts back the mode that it finds
@@ -96,7 +97,7 @@ def _exported(
             opset_version=OPSET,
             dynamo=False,
         )
-    return file.getvalue()
+        return file.read_bytes()
 
 
 @torch.no_grad()

@@ -142,8 +142,8 @@ class TorchNetwork(Network):
     def _step(
         self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
     ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
-        inputs = (tensor.to(self.device) for tensor in (motion, trust))
-        step = self.model.step(search.to(self.device), memory, *inputs)
+        device = self.device
+        step = self.model.step(search.to(device), memory, motion.to(device), trust.to(device))
         best = decode(step.prediction, self.window)
         found = tuple(t.float().cpu().numpy() for t in (best.unit, best.log_var, best.score))
         return found, step.memory
