@@ -140,24 +140,32 @@ class Crop:
         x0, y0 = max(self.x, 0), max(self.y, 0)
         x1, y1 = min(self.x + self.side, width), min(self.y + self.side, height)
         if x1 <= x0 or y1 <= y0:
-            mean = cv2.mean(frame)[:3]
-            return np.full((self.size, self.size, 3), mean, dtype=np.uint8)
+            return np.full((self.size, self.size, 3), cv2.mean(frame)[:3], dtype=np.uint8)
+        if self.side > 2 * max(width, height):
+            return self._small(frame[y0:y1, x0:x1], x0 - self.x, y0 - self.y)
         inner = frame[y0:y1, x0:x1]
         if (x1 - x0, y1 - y0) != (self.side, self.side):
-            padded = cv2.copyMakeBorder(
-                inner,
-                y0 - self.y,
-                self.y + self.side - y1,
-                x0 - self.x,
-                self.x + self.side - x1,
-                cv2.BORDER_CONSTANT,
-                value=cv2.mean(inner),
+            border = (y0 - self.y, self.y + self.side - y1, x0 - self.x, self.x + self.side - x1)
+            mean = cv2.mean(inner)
+            inner = np.asarray(
+                cv2.copyMakeBorder(inner, *border, cv2.BORDER_CONSTANT, value=mean), dtype=np.uint8
             )
-            inner = np.asarray(padded, dtype=np.uint8)
         how = cv2.INTER_AREA if self.side > self.size else cv2.INTER_LINEAR
         return np.asarray(
             cv2.resize(inner, (self.size, self.size), interpolation=how), dtype=np.uint8
         )
+
+    def _small(self, inner: Image, left: int, top: int) -> Image:
+        """A crop that is mostly border: the part inside is scaled first, to whole crop pixels,
+        since the square itself may take gigabytes."""
+        x0, y0 = (min(round(at * self.scale), self.size - 1) for at in (left, top))
+        height, width = inner.shape[:2]
+        x1 = min(max(round((left + width) * self.scale), x0 + 1), self.size)
+        y1 = min(max(round((top + height) * self.scale), y0 + 1), self.size)
+        out = np.full((self.size, self.size, 3), cv2.mean(inner)[:3], dtype=np.uint8)
+        how = cv2.INTER_AREA if self.side > self.size else cv2.INTER_LINEAR
+        out[y0:y1, x0:x1] = cv2.resize(inner, (x1 - x0, y1 - y0), interpolation=how)
+        return out
 
     def to_unit(self, box: Box) -> FloatArray:
         """(cx, cy, w, h) of a frame box in units of the crop's side (the crop is [0, 1]^2)."""

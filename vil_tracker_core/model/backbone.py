@@ -28,14 +28,14 @@ class Templates(NamedTuple):
     Attributes:
         tokens: (B, N * T, dim) embedded templates for the joint scan, which runs them anew with
             every frame; None in the regional scan.
+        features: (B, N * T, dim) normalised features of the templates (regional scan), or None.
         states: for the regional scan, each even block's state after the templates (None at odd
             blocks); empty in the joint scan.
-        features: (B, N * T, dim) normalised features of the templates (regional scan), or None.
     """
 
     tokens: Tensor | None
-    states: tuple[CellState | None, ...]
     features: Tensor | None
+    states: tuple[CellState | None, ...]
 
 
 class Embedding(nn.Module):
@@ -100,7 +100,7 @@ class Backbone(nn.Module):
         x = self.embedding.template(templates.flatten(0, 1))
         x = x.reshape(batch, -1, x.shape[-1])
         if self.config.scan == "joint":
-            return Templates(x, (), None)
+            return Templates(x, None, ())
         states: list[CellState | None] = []
         for index, block in enumerate(self.blocks):
             if index % 2 == 0:
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
                 alone = block(alone.flip(1))[0].flip(1)
                 x = alone.reshape(x.shape)
                 states.append(None)
-        return Templates(None, tuple(states), self.norm(x))
+        return Templates(None, self.norm(x), tuple(states))
 
     def _modulate(self, x: Tensor, index: int, modulation: Modulation) -> Tensor:
         """Applies the pair that follows block ``index``, if one does."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vil_tracker_core.model.backbone import Templates
 from vil_tracker_core.model.heads import decode
 from vil_tracker_core.model.tracker import Memory, ViLTracker
 
@@ -59,9 +60,10 @@ class _Start(nn.Module):
 
 
 def changing(model: ViLTracker, memory: Memory) -> list[Tensor]:
-    """The tensors of a memory that a step changes: with `memory: reset` the context alone."""
+    """The tensors of a memory that a step changes, the last of them in `flatten`'s order: the
+    context and, with `memory: carry`, the states."""
     if model.config.memory == "carry":
-        return flatten(memory)
+        return flatten(memory._replace(templates=Templates(None, None, memory.templates.states)))
     return list(memory.context)
 
 

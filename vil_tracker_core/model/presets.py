@@ -6,6 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+MAX_SIZE = 4096
+"""Bound of every size in a config, so that a foreign weights file cannot ask for a huge net."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -56,12 +59,26 @@ class ModelConfig:
             value = getattr(self, field.name)
             if allowed and isinstance(allowed[0], str) and value not in allowed:
                 raise ValueError(f"{field.name}: {value!r} is not one of {', '.join(allowed)}")
+            if hints[field.name] is int:
+                low = 0 if field.name == "tmoe_blocks" else 1
+                if type(value) is not int or not low <= value <= MAX_SIZE:
+                    raise ValueError(
+                        f"{field.name}: {value!r} is not a whole number from {low} to {MAX_SIZE}"
+                    )
         if self.template_size % self.patch or self.search_size % self.patch:
             raise ValueError("template_size and search_size must be multiples of patch")
         if (2 * self.dim) % (self.heads * self.qkv_block):
             raise ValueError("2 * dim must be a multiple of heads * qkv_block")
         if self.stem == "conv" and len(self.stem_channels) != 3:
             raise ValueError("stem 'conv' needs three stem_channels")
+        if self.stem == "conv" and self.patch != 16:
+            raise ValueError("stem 'conv' has a stride of 16: it needs patch 16")
+        for name in ("drop_path", "film_keep"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        for name in ("template_factor", "search_factor"):
+            if not 1 <= getattr(self, name) <= 16:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in 1..16")
         if self.memory == "carry" and self.scan != "regional":
             raise ValueError("memory 'carry' needs scan 'regional'")
 
@@ -95,7 +112,10 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown model config keys: {', '.join(unknown)}")
-        return cls(**{**values, "stem_channels": tuple(values.get("stem_channels", ()))})
+        channels = values.get("stem_channels", ())
+        if not isinstance(channels, list | tuple) or not all(type(c) is int for c in channels):
+            raise ValueError(f"stem_channels: {channels!r} is not a list of whole numbers")
+        return cls(**{**values, "stem_channels": tuple(channels)})
 
 
 PRESETS = {

@@ -111,16 +111,23 @@ class Network(ABC):
             motions: see `geometry.crop_motion`.
             trusts: 0..1, how far the frame may change the temporal context.
         """
-        (units, log_vars, scores), memory = self._step(
-            self._images(crops),
-            stack(memories),
-            torch.tensor(motions, dtype=torch.float32),
-            torch.tensor(trusts, dtype=torch.float32),
-        )
-        variances = np.exp(log_vars.astype(np.float64)) * self.scale**2
-        rows = zip(units.astype(np.float64), variances, scores, strict=True)
-        found = [Found(unit, variance, float(score)) for unit, variance, score in rows]
-        return found, unstack(memory, len(crops))
+        # tracks with one and with two templates do not fit into one batch
+        alike: dict[tuple[torch.Size, ...], list[int]] = {}
+        for row, memory in enumerate(memories):
+            alike.setdefault(tuple(tensor.shape for tensor in flatten(memory)), []).append(row)
+        results: dict[int, tuple[Found, Memory]] = {}
+        for rows in alike.values():
+            (units, log_vars, scores), after = self._step(
+                self._images([crops[row] for row in rows]),
+                stack([memories[row] for row in rows]),
+                torch.tensor([motions[row] for row in rows], dtype=torch.float32),
+                torch.tensor([trusts[row] for row in rows], dtype=torch.float32),
+            )
+            variances = np.exp(log_vars.astype(np.float64)) * self.scale**2
+            found = map(Found, units.astype(np.float64), variances, map(float, scores))
+            results |= zip(rows, zip(found, unstack(after, len(rows)), strict=True), strict=True)
+        ordered = [results[row] for row in range(len(memories))]
+        return [found for found, _ in ordered], [memory for _, memory in ordered]
 
 
 class TorchNetwork(Network):
@@ -162,34 +169,51 @@ class OnnxNetwork(Network):
         self, loaded: weights.Weights, window_influence: float = 0.3, threads: int = 1
     ) -> None:
         import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import (
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+        )
 
         super().__init__(loaded, window_influence)
-        model = loaded.build()
+        self._model = loaded.build()
         size = self.config.template_size
         with torch.inference_mode():
-            self._like = model.start(torch.zeros(1, 1, 3, size, size))
-        self._changed = len(changing(model, self._like))
+            self._like = self._model.start(torch.zeros(1, 1, 3, size, size))
+        self._changed = len(changing(self._model, self._like))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # threads that wait must not spin: the camera driver and others need the cores
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._start_session, self._step_session = (
-            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            for graph in self._graphs(loaded)
-        )
+
+        def sessions(graphs: tuple[bytes, bytes]) -> list[onnxruntime.InferenceSession]:
+            providers = ["CPUExecutionProvider"]
+            return [onnxruntime.InferenceSession(g, options, providers) for g in graphs]
+
+        try:
+            opened = sessions(self._graphs(loaded))
+        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf):
+            opened = sessions(self._graphs(loaded, anew=True))  # the cached files are damaged
+        self._start_session, self._step_session = opened
         self._names = [item.name for item in self._step_session.get_inputs()]
 
-    def _graphs(self, loaded: weights.Weights) -> tuple[bytes, bytes]:
-        """(start, step) from the cache, or exported and put there where that is possible."""
+    def _graphs(self, loaded: weights.Weights, anew: bool = False) -> tuple[bytes, bytes]:
+        """(start, step) from the cache, or exported and put there where that is possible.
+
+        Args:
+            loaded: what to export.
+            anew: whether to pass over what is cached.
+        """
         digest = hashlib.sha256(weights.checksum(loaded.tensors).encode())
         digest.update(repr((loaded.config, self.window.tolist(), torch.__version__)).encode())
         for source in sorted(Path(model_package.__path__[0]).glob("*.py")):
             digest.update(source.read_bytes())
         folder = cache_folder() / digest.hexdigest()[:32]
         files = [folder / "start.onnx", folder / "step.onnx"]
-        if all(file.is_file() for file in files):
+        if not anew and all(file.is_file() for file in files):
             return files[0].read_bytes(), files[1].read_bytes()
         graphs = export(loaded.build(), self.window)
         try:
@@ -203,6 +227,11 @@ class OnnxNetwork(Network):
         return graphs
 
     def _start(self, templates: Tensor) -> Memory:
+        if templates.shape[1] > 1:  # the graph takes one; a second is rare enough for PyTorch
+            if self.config.scan == "joint":
+                raise ValueError("a second template with scan 'joint' needs backend 'torch'")
+            with torch.inference_mode():
+                return self._model.start(templates)
         found = self._start_session.run(None, {"templates": templates.numpy()})
         return unflatten(self._like, [torch.from_numpy(array) for array in found])
 

@@ -95,6 +95,11 @@ def _size(frame: Image) -> tuple[int, int]:
     return frame.shape[1], frame.shape[0]
 
 
+def _validate_stamp(stamp: float) -> None:
+    if not math.isfinite(stamp):
+        raise ValueError(f"the frame's stamp {stamp} is not a number of seconds")
+
+
 class Track:
     """One target from its first box on.
 
@@ -106,7 +111,7 @@ class Track:
         config: thresholds.
 
     Raises:
-        ValueError: the box is not usable on this frame.
+        ValueError: the box is not usable on this frame, or the stamp is not finite.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class Track:
         self.config, self._network = config, network
         model = network.config
         box = validate_box(box, _size(frame))
+        _validate_stamp(stamp)
         self._frame_size = _size(frame)
         self._stamp = stamp
         self._filter: KalmanState = kalman.start(box, config.kalman)
@@ -124,7 +130,9 @@ class Track:
         self._memory = network.start(self._templates)
         self._crop: Crop | None = None
         self._unseen = 0.0  # seconds since the target was last seen
+        self._seen = box  # where it was last seen
         self._candidate: Box | None = None  # while lost: where it may have come back
+        self._reset = ""  # why all motion was forgotten, until the target is seen again
         self._since_template = 0
         covariance = self._filter.box_covariance
         self.result = TrackResult(box, 1.0, covariance, TrackState.TRACKING, stamp)
@@ -161,31 +169,48 @@ class Track:
         """Takes in what the net found in the crop of the last `look`."""
         if self._crop is None:
             raise RuntimeError("learn() needs a look() before it")
-        self._memory = memory
         side = float(self._crop.side)
         box = self._crop.to_frame(found.unit)
         noise = np.diag(np.maximum(found.variance * side**2, 0.25))
+        problem = self._implausible(found, box)
+        if not problem:
+            self._memory = memory
+        score = 0.0 if problem else found.score
         if self.lost:
-            state, reason = self._search_again(box, found.score, noise)
+            state, reason = self._search_again(box, score, noise)
         else:
-            state, reason = self._follow(box, found.score, noise)
+            state, reason = self._follow(box, score, noise, problem)
         self.result = TrackResult(
-            self._filter.box, found.score, self._filter.box_covariance, state, self._stamp, reason
+            self._filter.box, score, self._filter.box_covariance, state, self._stamp, reason
         )
         self._refresh_template(frame)
         return self.result
 
-    def _follow(self, box: Box, score: float, noise: FloatArray) -> tuple[TrackState, str]:
+    def _implausible(self, found: Found, box: Box) -> str:
+        """Why the net's answer cannot be; such a frame counts as not seeing the target, and does
+        not change the memory. Else a net that errs drags box and crop along without bound."""
+        if not np.isfinite([*found.unit, *found.variance, found.score]).all():
+            return "the net's answer is not finite"
+        try:
+            validate_box(box, self._frame_size)
+        except ValueError as error:
+            return f"found {error}"
+        return ""
+
+    def _follow(
+        self, box: Box, score: float, noise: FloatArray, problem: str
+    ) -> tuple[TrackState, str]:
         """A frame of a track that is not lost: update, or coast."""
         config = self.config
         measured = np.array([box.cx, box.cy, box.w, box.h])
-        distance = kalman.innovation(self._filter, measured, noise)[2]
-        why = ""
-        if score < config.doubtful:
+        distance = 0.0 if problem else kalman.innovation(self._filter, measured, noise)[2]
+        why = problem
+        if not why and score < config.doubtful:
             why = f"score {score:.2f} is below {config.doubtful:g}"
         elif distance > self._gate and score < config.confident:
             why = f"score {score:.2f} and a jump of {math.sqrt(distance):.1f} sigma"
         if why:
+            self._coast()
             if self._unseen > config.patience:
                 return TrackState.LOST, f"not seen for {self._unseen:.2f} s: {why}"
             return TrackState.UNCERTAIN, why
@@ -194,24 +219,34 @@ class Track:
             spread = self._filter.covariance * (distance / self._gate)
             self._filter = KalmanState(self._filter.mean, spread)
         self._filter = kalman.update(self._filter, measured, noise)
+        self._seen = self._filter.box
         self._unseen = 0.0
         if score < config.confident:
             return TrackState.UNCERTAIN, f"score {score:.2f} is below {config.confident:g}"
         return TrackState.TRACKING, ""
 
+    def _coast(self) -> None:
+        """Unseen, the box moves on at its speed and keeps the size that it was last seen with:
+        the search crop is a multiple of it, and must not shrink to nothing."""
+        mean = self._filter.mean.copy()
+        mean[2:4] = self._seen.w, self._seen.h
+        mean[6:8] = 0.0
+        self._filter = KalmanState(mean, self._filter.covariance)
+
     def _search_again(self, box: Box, score: float, noise: FloatArray) -> tuple[TrackState, str]:
         """A frame of a lost track: found again after two confident frames in a row."""
-        reason = f"not seen for {self._unseen:.2f} s"
+        reason = self._reset or f"not seen for {self._unseen:.2f} s"
         if score < self.config.confident:
             self._candidate = None
             return TrackState.LOST, reason
         if self._candidate is None or float(iou(box, self._candidate)) < 0.2:
             self._candidate = box
             return TrackState.LOST, f"{reason}; seen once again"
-        self._candidate = None
+        self._candidate, self._reset = None, ""
         fresh = kalman.start(box, self.config.kalman)
         fresh.covariance[:4, :4] = noise
         self._filter = fresh
+        self._seen = box
         self._unseen = 0.0
         return TrackState.TRACKING, ""
 
@@ -243,10 +278,9 @@ class Track:
         last = self._filter.box
         box = Box(last.x * scale[0], last.y * scale[1], last.w * scale[0], last.h * scale[1])
         self._frame_size = _size(frame)
-        self._stamp = min(self._stamp, math.inf)
         self._filter = kalman.start(box, self.config.kalman)
         self._memory = self._network.start(self._templates)
-        self._crop, self._candidate = None, None
+        self._crop, self._candidate, self._reset = None, None, reason
         self._unseen = self.config.patience
         self.result = TrackResult(
             box, 0.0, self._filter.box_covariance, TrackState.LOST, self._stamp, reason
@@ -296,6 +330,7 @@ def step_tracks(
     network: Network, tracks: list[Track], frame: Image, stamp: float
 ) -> list[TrackResult]:
     """Moves all tracks to a frame by one pass of the net."""
+    _validate_stamp(stamp)
     if not tracks:
         return []
     looks = [track.look(frame, stamp) for track in tracks]

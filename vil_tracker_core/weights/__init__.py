@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,18 @@ class Calibration:
     scale: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     fitted_on: str = "nothing"
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+        """Raises ValueError where the scale is not four positive numbers."""
+        scale = values["scale"]
+        if (
+            not isinstance(scale, list)
+            or len(scale) != 4
+            or not all(type(s) in (int, float) and 0 < s < math.inf for s in scale)
+        ):
+            raise ValueError(f"the calibration's scale {scale!r} is not four positive numbers")
+        return cls((scale[0], scale[1], scale[2], scale[3]), str(values["fitted_on"]))
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -45,8 +58,16 @@ class Weights:
 
     def build(self) -> ViLTracker:
         """The net, in evaluation mode, with these weights; raises WeightsError on a mismatch."""
+        self.check()
         model = ViLTracker(self.config)
-        expected = model.state_dict()
+        model.load_state_dict(self.tensors)
+        return model.eval()
+
+    def check(self) -> None:
+        """Raises WeightsError where the tensors are not those of the config's net. No memory is
+        taken for the net."""
+        with torch.device("meta"):
+            expected = ViLTracker(self.config).state_dict()
         missing = sorted(set(expected) - set(self.tensors))
         unknown = sorted(set(self.tensors) - set(expected))
         if missing or unknown:
@@ -63,8 +84,6 @@ class Weights:
                 )
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise WeightsError(f"weights hold values that are not finite in {name}")
-        model.load_state_dict(self.tensors)
-        return model.eval()
 
 
 def shipped(name: str) -> Path:
@@ -90,8 +109,8 @@ def save(path: Path, weights: Weights) -> None:
         "config": json.dumps(weights.config.to_dict()),
         "calibration": json.dumps(vars(weights.calibration)),
         "provenance": json.dumps(weights.provenance),
-        "checksum": checksum(weights.tensors),
     }
+    metadata["checksum"] = _seal(metadata, weights.tensors)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
@@ -121,17 +140,27 @@ def load(path: Path) -> Weights:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is not a weights file of this project ({FORMAT})")
-    if metadata.get("checksum") != checksum(tensors):
+    if metadata.pop("checksum", "") != _seal(metadata, tensors):
         raise WeightsError(f"{path} is damaged: its checksum does not fit its content")
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
-        calibration = json.loads(metadata["calibration"])
+        calibration = Calibration.from_dict(json.loads(metadata["calibration"]))
         provenance = json.loads(metadata["provenance"])
-        fitted = Calibration(tuple(calibration["scale"]), str(calibration["fitted_on"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} has metadata that cannot be used: {error}") from None
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    return Weights(config, tensors, fitted, provenance)
+    weights = Weights(config, tensors, calibration, provenance)
+    try:
+        weights.check()
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return weights
+
+
+def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of the metadata and of the tensors' `checksum`."""
+    text = json.dumps(metadata, sort_keys=True) + checksum(tensors)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
