@@ -15,7 +15,7 @@ from vil_tracker_core.geometry import Box, Image
 from vil_tracker_core.model.presets import preset
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.tracking.multi import MultiTracker
-from vil_tracker_core.tracking.network import Network
+from vil_tracker_core.tracking.network import Network, TorchNetwork
 from vil_tracker_ros.pipeline import NS, Frame, FrameResult, Pipeline, Refused
 
 PERIOD = NS // 30
@@ -69,7 +69,7 @@ def wait(condition: Callable[[], bool]) -> None:
 def network() -> Network:
     torch.manual_seed(0)
     config = preset("vil_tiny")
-    return Network(weights.Weights(config, ViLTracker(config).state_dict()))
+    return TorchNetwork(weights.Weights(config, ViLTracker(config).state_dict()))
 
 
 @pytest.fixture
