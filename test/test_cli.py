@@ -39,7 +39,10 @@ def test_info_of_the_reference() -> None:
 
 def test_info_of_the_shipped_weights_tells_their_origin() -> None:
     done = run("info", "vil_nano", "--json")
-    assert json.loads(done.stdout)["parameters"] < 4e6
+    values = json.loads(done.stdout)
+    assert values["parameters"] < 4e6
+    assert values["provenance"]["config"]["model"] == "vil_nano"
+    assert len(values["calibration"]["scale"]) == 4
 
 
 def test_flight_to_bag_and_back(tmp_path: Path) -> None:

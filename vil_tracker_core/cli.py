@@ -23,7 +23,9 @@ app.add_typer(bag_app, name="bag")
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A preset, or the path of a weights file.")],
+    model: Annotated[
+        str, typer.Argument(help="A preset (its shipped weights, if any) or a weights file.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Parameters by part; of a weights file also its calibration and provenance."""
@@ -32,7 +34,7 @@ def info(
     from vil_tracker_core.model.tracker import ViLTracker, count_parameters
 
     extra: dict[str, object] = {}
-    if model in PRESETS and not Path(model).is_file():
+    if model in PRESETS and not weights.shipped(model).is_file():
         net = ViLTracker(PRESETS[model])
     else:
         loaded = weights.load(weights.find(model))

@@ -73,25 +73,26 @@ class Player:
         if not any(bag.topics[topic].count for topic in self.publishers):
             raise BagError(f"{bag.path} holds no message that can be played")
 
-    def wait_for_subscriptions(self, timeout: float) -> None:
-        """Waits until each image topic has a subscription that is ready to hear it.
+    def wait_for_subscriptions(self, timeout: float, wanted: int) -> None:
+        """Waits until each image topic has ``wanted`` subscriptions that are ready to hear it.
 
-        After ``timeout`` seconds without one it says so and returns.
+        After ``timeout`` seconds without them it says so and returns.
         """
         end = time.monotonic() + timeout
-        while unheard := self._unheard_images():
+        while unheard := self._unheard_images(wanted):
             if time.monotonic() >= end:
-                say(f"no subscription to {', '.join(unheard)} after {timeout:g} s: playing on")
+                few = "no subscription" if wanted == 1 else f"fewer than {wanted} subscriptions"
+                say(f"{few} to {', '.join(unheard)} after {timeout:g} s: playing on")
                 return
             time.sleep(POLL)
         time.sleep(SETTLE)
 
-    def _unheard_images(self) -> list[str]:
+    def _unheard_images(self, wanted: int) -> list[str]:
         return [
             topic
             for topic, publisher in self.publishers.items()
             if self._bag.topics[topic].type in IMAGE_TYPES
-            and publisher.get_subscription_count() == 0
+            and publisher.get_subscription_count() < wanted
         ]
 
     def play(self, loop: bool) -> None:
@@ -190,6 +191,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="SECONDS",
         help="how long to wait for a subscription to each image topic (default: 10, 0: do not)",
     )
+    parser.add_argument(
+        "--subscribers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many subscriptions to each image topic to wait for (default: 1)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -205,7 +213,7 @@ def play_bag(bag: BagReader, options: argparse.Namespace, argv: Sequence[str]) -
     try:
         player = Player(bag, node, topics, options.rate)
         try:
-            player.wait_for_subscriptions(options.wait)
+            player.wait_for_subscriptions(options.wait, options.subscribers)
             player.play(options.loop)
             code = 0
         except KeyboardInterrupt:

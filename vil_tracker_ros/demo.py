@@ -114,7 +114,8 @@ def run_clip(executor: SingleThreadedExecutor, operator: Operator, name: str, ba
         frames = {image.stamp: image.frame for image in reader.images()}
     stamps = sorted(frames)
     operator.arrivals, operator.first_answer = _Arrivals(), None
-    with process("vil_tracker_ros.bag_player", str(bag)) as player:
+    # the node and the operator both have to hear the first frame
+    with process("vil_tracker_ros.bag_player", str(bag), "--subscribers", "2") as player:
         _spin_until(
             executor,
             lambda: operator.first_answer is not None,

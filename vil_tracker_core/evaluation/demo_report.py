@@ -24,7 +24,7 @@ STATES = {1: "tracking", 2: "uncertain", 3: "lost"}
 COLOURS = {1: (80, 200, 60), 2: (0, 170, 255), 3: (60, 60, 230)}
 """BGR of a box, by state."""
 TRUTH_COLOUR = (255, 255, 255)
-GIF_WIDTH = 480
+GIF_WIDTH = 400
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,31 @@ def _rectangle(canvas: Image, box: Box, colour: tuple[int, int, int], width: int
     cv2.rectangle(canvas, corner, opposite, colour, width, cv2.LINE_AA)
 
 
+def _palette(frame: Image) -> Pillow.Image:
+    """96 colours of a frame and of the drawings, which are too small to win a place themselves."""
+    colours = [TRUTH_COLOUR, *COLOURS.values()]
+    strip = np.array(colours, dtype=np.uint8).repeat(frame.shape[1] // len(colours), axis=0)
+    strip = np.tile(strip[None], (frame.shape[0] // 4, 1, 1))
+    source = np.concatenate([frame[:, : strip.shape[1]], strip])
+    return Pillow.fromarray(cv2.cvtColor(source, cv2.COLOR_BGR2RGB)).quantize(96)
+
+
 def write_gif(run: ClipRun, path: Path) -> None:
     """The clip with boxes and ellipses, every second frame, at about its own speed."""
     chosen = run.records[::2]
-    pictures = []
+    frames = []
     for record in chosen:
         canvas = draw(record)
         scale = GIF_WIDTH / canvas.shape[1]
         small = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        rgb = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
-        pictures.append(Pillow.fromarray(rgb).quantize(96, dither=Pillow.Dither.NONE))
+        frames.append(np.asarray(small, dtype=np.uint8))
+    palette = _palette(frames[len(frames) // 2])
+    pictures = [
+        Pillow.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).quantize(
+            palette=palette, dither=Pillow.Dither.NONE
+        )
+        for frame in frames
+    ]
     step_ms = (chosen[-1].stamp - chosen[0].stamp) / 1e6 / max(len(chosen) - 1, 1)
     pictures[0].save(
         path, save_all=True, append_images=pictures[1:], duration=max(step_ms, 20), loop=0

@@ -67,7 +67,7 @@ class Network(ABC):
         window_influence: how far a Hann window favours the middle of the crop, 0..1.
     """
 
-    def __init__(self, loaded: weights.Weights, window_influence: float = 0.3) -> None:
+    def __init__(self, loaded: weights.Weights, window_influence: float = 0.7) -> None:
         self.config = loaded.config
         hann = hann_window(self.config.search_grid)
         self.window = 1 - window_influence + window_influence * hann
@@ -134,7 +134,7 @@ class TorchNetwork(Network):
     """The net in PyTorch, on any of its devices."""
 
     def __init__(
-        self, loaded: weights.Weights, window_influence: float = 0.3, device: str = "cpu"
+        self, loaded: weights.Weights, window_influence: float = 0.7, device: str = "cpu"
     ) -> None:
         super().__init__(loaded, window_influence)
         self.device = torch.device(device)
@@ -166,7 +166,7 @@ class OnnxNetwork(Network):
     """
 
     def __init__(
-        self, loaded: weights.Weights, window_influence: float = 0.3, threads: int = 1
+        self, loaded: weights.Weights, window_influence: float = 0.7, threads: int = 1
     ) -> None:
         import onnxruntime
         from onnxruntime.capi.onnxruntime_pybind11_state import (
