@@ -16,7 +16,7 @@ build: setup ## build the ROS package into .ros/install
 test: lint build ## lint, then all tests
 	@bash scripts/test.sh
 
-demo: build ## track a synthetic target and show what comes out
+demo: build ## play both clips through the node and show what comes out
 	@bash -c '. scripts/env.sh && vil-tracker demo'
 
 lint: setup ## style, types and import directions

@@ -359,7 +359,6 @@ def test_shipped_weights_lie_beside_the_loader() -> None:
     assert weights.shipped("vil_nano").name == "vil_nano.safetensors"
 
 
-@pytest.mark.skipif(not weights.shipped("vil_nano").is_file(), reason="no weights are shipped yet")
 def test_the_shipped_weights_load() -> None:
     loaded = weights.load(weights.find("vil_nano"))
     loaded.build()

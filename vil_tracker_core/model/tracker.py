@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vil_tracker_core.model.backbone import Backbone, Templates
 from vil_tracker_core.model.film import Context, Film, resample
-from vil_tracker_core.model.heads import CentreHead, Prediction, UncertaintyHead, decode
+from vil_tracker_core.model.heads import CentreHead, Prediction, UncertaintyHead
 from vil_tracker_core.model.presets import ModelConfig
 
 
@@ -113,13 +113,3 @@ class ViLTracker(nn.Module):
 
 def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-__all__ = [
-    "Memory",
-    "Step",
-    "ViLTracker",
-    "count_parameters",
-    "decode",
-    "identity_motion",
-]

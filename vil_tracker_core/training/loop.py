@@ -293,6 +293,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
     if config.init:
         student.tracker.load_state_dict(_initial(config.init, config.model_config_of()))
     if config.compile:
+        # the blocks share one code: each shape, state and mode of it is a graph of its own
+        torch._dynamo.config.cache_size_limit = 64
         for block in student.tracker.backbone.blocks:
             block.compile(dynamic=False)
     ema = Ema(student.tracker, config.ema)
