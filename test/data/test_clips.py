@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from vil_tracker_core.data.clips import (
     BoxedStills,
@@ -23,9 +24,9 @@ from vil_tracker_core.data.clips import (
     images_below,
     masked_frames,
     read_boxed_stills,
-    videos_below,
 )
 from vil_tracker_core.data.sequence import DataError, Sequence
+from vil_tracker_core.data.skipped import SkippedImages
 from vil_tracker_core.data.synthetic import Rng, Studio
 from vil_tracker_core.geometry import FloatArray, Image
 from vil_tracker_core.model.presets import PRESETS
@@ -188,11 +189,109 @@ def test_absent_crops_do_not_show_the_target() -> None:
     assert looked > 40
 
 
+@dataclass
+class InTurn:
+    """A source that shows one video, then the other, and so on."""
+
+    videos: tuple[Sequence, Sequence]
+    asked: int = 0
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
+        video = self.videos[self.asked % 2]
+        self.asked += 1
+        return Sequence(video.name, video.boxes[:frames], video.stamps[:frames], video.load)
+
+
+def test_some_absent_crops_show_another_target() -> None:
+    """In its middle, as the target would be, and yet there is nothing to be found."""
+    other = Sequence("other", still().boxes, still().stamps, lambda index: 255 - scene(0))
+    shown = 0
+    for index in range(40):
+        source = InTurn((moving(), other))
+        dataset = ClipDataset([(1.0, source)], NANO, 3, 40, 2, lambda index: Difficulty(0.0), 1.0)
+        clip = dataset[index]
+        assert not clip["visible"].any()
+        assert np.isfinite(clip["motion"]).all()
+        if source.asked == 2:  # the other target, dark on light
+            assert np.isnan(clip["box"]).all()
+            for crop in clip["search"]:
+                grey = crop.mean(axis=0)
+                middle = grey[80:-80, 80:-80].mean()
+                assert middle < grey[:20].mean() - 20
+            shown += 1
+    assert 16 < shown < 38
+
+
+def test_the_same_target_is_no_other_one() -> None:
+    """A source with a single video has no other target to show: its clips are cut beside."""
+    for clip in all_clips(clips_of(moving(), absent=1.0)):
+        assert np.isfinite(clip["box"]).all()
+
+
+def test_broken_images_are_skipped_counted_and_named(photographs: list[Path]) -> None:
+    whole, broken = photographs[0], photographs[1]
+    data = broken.read_bytes()
+    source = StillPatches(photographs)
+
+    def made() -> ClipDataset:
+        return ClipDataset([(1.0, source)], TINY, 1, 40, 3, lambda index: Difficulty(0.5))
+
+    before = list(all_clips(made()))
+    broken.write_bytes(data[: len(data) // 2])
+    dataset, again = made(), made()
+    changed = 0
+    for index, old in enumerate(before):
+        clip = dataset[index]
+        assert clip["search"].tobytes() == again[index]["search"].tobytes()
+        changed += clip["search"].tobytes() != old["search"].tobytes()
+    assert 8 < changed < 32, "only the clips of the broken image are others"
+    (reason,) = dataset.skipped.reasons()
+    assert str(broken) in reason
+    assert "cut short" in reason
+    whole.unlink()
+    with pytest.raises(DataError, match=r"20 clips in a row.*photograph"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_workers_tell_what_they_skipped(
+    tmp_path: Path, photographs: list[Path], workers: int
+) -> None:
+    photographs[1].write_bytes(b"not a picture")
+    skipped = SkippedImages(tmp_path / "skipped.txt")
+    dataset = ClipDataset(
+        [(1.0, StillPatches(photographs))],
+        TINY,
+        1,
+        24,
+        3,
+        lambda index: Difficulty(0.5),
+        skipped=skipped,
+    )
+    batches = list(DataLoader(dataset, batch_size=4, num_workers=workers))
+    assert len(batches) == 6
+    (reason,) = dataset.skipped.reasons()
+    assert str(photographs[1]) in reason
+
+
 def test_absent_crops_are_cut_beside_the_target() -> None:
     """Also where the shift of a hard clip points back to the target."""
     sources = [(1.0, Fixed(still()))]
-    dataset = ClipDataset(sources, TINY, 1, 1500, 0, lambda index: Difficulty(1.0), absent=1.0)
+    dataset = ClipDataset(sources, TINY, 1, 500, 0, lambda index: Difficulty(1.0), absent=1.0)
     assert sum(bool(clip["visible"].any()) for clip in all_clips(dataset)) == 0
+
+
+def test_crops_beside_the_target_show_the_frame() -> None:
+    """Of a target in a corner, too: a crop of nothing but border would teach nothing."""
+    boxes = np.tile([15.0, 20, 60, 44], (2, 1))
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+    corner = Sequence("corner", boxes, np.arange(2) / 30, lambda index: noise)
+    shares = []
+    for clip in all_clips(clips_of(corner, 1, absent=1.0, level=0.0)):
+        crop = clip["search"][0].mean(axis=0)
+        rows, columns = (np.abs(np.diff(crop, axis=axis)).max(axis=axis) > 9 for axis in (1, 0))
+        shares.append(rows.mean() * columns.mean())
+    assert np.median(shares) > 0.8
 
 
 def test_share_of_absent_clips() -> None:
@@ -222,7 +321,7 @@ def test_difficulty_grows_with_its_level() -> None:
 def test_weights_of_sources_are_respected() -> None:
     sources = [Fixed(still()) for _ in range(3)]
     weighted = list(zip((3.0, 0.0, 1.0), sources, strict=True))
-    dataset = ClipDataset(weighted, TINY, 1, 400, 5, lambda index: Difficulty(0.0))  # type: ignore[arg-type]
+    dataset = ClipDataset(weighted, TINY, 1, 400, 5, lambda index: Difficulty(0.0), 0.0)  # type: ignore[arg-type]
     for _ in all_clips(dataset):
         pass
     first, never, last = (source.asked for source in sources)
@@ -359,15 +458,6 @@ def test_videos_begin_where_the_target_is_seen() -> None:
     video = moving(hidden=(0, 1, 2, 7, 8))
     rng = np.random.default_rng(0)
     assert all(Videos([video])(rng, 3, 4).visible[0] for _ in range(100))
-
-
-def test_videos_below_leave_out_what_shows_no_target(tmp_path: Path) -> None:
-    for name, rows in (("seen", ["1,2,9,9"] * 3), ("once", ["1,2,9,9", "nan,nan,nan,nan"])):
-        (tmp_path / name / "img").mkdir(parents=True)
-        for index in range(len(rows)):
-            cv2.imwrite(str(tmp_path / name / "img" / f"{index}.png"), np.zeros((20, 20), np.uint8))
-        (tmp_path / name / "groundtruth_rect.txt").write_text("\n".join(rows))
-    assert [video.name for video in videos_below(tmp_path).sequences] == ["seen"]
 
 
 def test_boxed_stills_are_read(tmp_path: Path, photographs: list[Path]) -> None:

@@ -9,22 +9,17 @@ import cv2
 import numpy as np
 import pytest
 
-from vil_tracker_core.data.flight import (
+from vil_tracker_core.data.flight import Camera, Flight, Wobble, plan_flight, render_flight
+from vil_tracker_core.data.landscape import (
     CAR_HEIGHT,
     CAR_WIDTH,
     LANE,
-    PERIOD,
     TEXTURE_SIZE,
-    Camera,
-    Flight,
     Mesh,
-    Wobble,
     World,
-    plan_flight,
-    render_flight,
 )
 from vil_tracker_core.data.sequence import DataError
-from vil_tracker_core.geometry import FloatArray, Image
+from vil_tracker_core.geometry import Image
 
 SEEDS = range(5)
 BARE = World(np.full((TEXTURE_SIZE, TEXTURE_SIZE, 3), 128, np.uint8), [], np.zeros((0, 3)))
@@ -105,16 +100,6 @@ def test_noise_differs_from_frame_to_frame(flight: Flight) -> None:
         flight.sensor.expose(grey, 0.0, still, np.random.default_rng(seed)) for seed in (1, 2)
     )
     assert not np.array_equal(one, other)
-
-
-def test_the_ground_repeats_without_a_seam(flight: Flight) -> None:
-    texture = flight.world.texture.astype(int)
-    for axis in (0, 1):
-        lines = np.moveaxis(texture, axis, 0)
-        seam = np.abs(lines[0] - lines[-1]).mean()
-        inside = np.abs(np.diff(lines[::97], axis=0)).mean()  # far apart: unrelated lines
-        beside = np.abs(lines[1] - lines[0]).mean()
-        assert seam < 1.5 * beside < inside
 
 
 # --- camera
@@ -270,26 +255,6 @@ def test_a_box_is_cut_at_the_edge(calm: Flight) -> None:
     assert cut
     assert all(box.w < boxes[0].w for box in cut[1:] if boxes[0] is not None)
     assert boxes[-1] is None
-
-
-# --- roads
-
-
-def test_a_roads_lane_is_that_far_from_its_middle(flight: Flight) -> None:
-    for road in flight.roads:
-        lane = road.poses(np.linspace(-300, 500, 40), 3.0)[:, :2]
-        np.testing.assert_allclose(road.distance(lane), 3.0, atol=0.15)
-
-
-def test_a_road_goes_on_over_the_worlds_edge(flight: Flight) -> None:
-    def step(a: FloatArray, b: FloatArray) -> float:
-        return float(np.linalg.norm(b[:2] - a[:2]))
-
-    for road in flight.roads:
-        before, after = road.poses(np.array([road.length - 0.5, road.length + 0.5]))
-        assert step(before, after) == pytest.approx(1.0, abs=0.01)
-        start, lap = road.poses(np.array([10.0, 10.0 + road.length]))
-        assert step(start, lap) == pytest.approx(PERIOD)
 
 
 # --- errors

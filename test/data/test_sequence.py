@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from vil_tracker_core.data.sequence import (
     DataError,
+    ImageError,
     Sequence,
     parse_boxes,
     read_folder,
@@ -150,9 +152,53 @@ def test_broken_image_fails_only_when_it_is_loaded(write_video: WriteVideo) -> N
     one_sentence(error, broken, "missing")
 
 
-def test_grey_image_is_read_in_colour(tmp_path: Path) -> None:
-    import cv2
+def photograph(tmp_path: Path, suffix: str, *coding: int) -> Path:
+    """An image file of some kilobytes."""
+    rng = np.random.default_rng(0)
+    pixels = cv2.resize(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8), (120, 90))
+    path = tmp_path / f"photograph{suffix}"
+    cv2.imwrite(str(path), pixels, coding)
+    return path
 
+
+KINDS = [
+    (".jpg",),
+    (".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+    (".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
+    (".png",),
+    (".bmp",),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
+def test_image_cut_short_is_refused(
+    tmp_path: Path, kind: tuple[str | int, ...], share: float
+) -> None:
+    """Decoders fill the rest of a JPEG with grey and give no error: training would believe it."""
+    path = photograph(tmp_path, *kind)  # type: ignore[arg-type]
+    assert read_image(path).std() > 20
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ImageError) as error:
+        read_image(path)
+    one_sentence(error, path)
+
+
+def test_end_of_a_thumbnail_is_not_that_of_the_picture(tmp_path: Path) -> None:
+    path = photograph(tmp_path, ".jpg")
+    data = path.read_bytes()
+    thumbnail = b"\xff\xe1\x00\x08xx\xff\xd8\xff\xd9"  # an application segment, 8 bytes long
+    path.write_bytes(data[:2] + thumbnail + data[2:])
+    whole = read_image(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ImageError, match="cut short"):
+        read_image(path)
+    path.write_bytes(data + b"appended by a camera")
+    np.testing.assert_array_equal(read_image(path), whole)
+
+
+def test_grey_image_is_read_in_colour(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((4, 5), 7, dtype=np.uint8))
     image = read_image(tmp_path / "grey.png")
     assert image.shape == (4, 5, 3)

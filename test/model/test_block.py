@@ -19,6 +19,8 @@ from vil_tracker_core.model.block import (
     DropPath,
     MlstmCell,
     TMoE,
+    composed,
+    dense,
 )
 from vil_tracker_core.model.mlstm import mlstm_recurrent
 from vil_tracker_core.model.presets import ModelConfig, preset
@@ -40,34 +42,28 @@ def disturbed(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def matrix_of(layer: BlockDiagonal) -> Tensor:
-    """The (inner, inner) matrix of a block-diagonal layer, channel by channel: channel
-    (head, a, j) of the result takes weight[r] of channel (head, (a - r) mod block, j)."""
-    heads, block, stride = layer.layout
-    inner = heads * block * stride
-    matrix = torch.zeros(inner, inner, dtype=torch.float64)
-    for head in range(heads):
-        for a in range(block):
-            for j in range(stride):
-                to = (head * block + a) * stride + j
-                for r in range(block):
-                    source = (head * block + (a - r) % block) * stride + j
-                    matrix[to, source] = layer.weight[r, to]
-    return matrix
+    """The (inner, inner) matrix of a block-diagonal map."""
+    return torch.block_diag(*layer.weight.unbind(0))
 
 
 @pytest.mark.parametrize(
     ("inner", "block", "heads"), [(16, 4, 2), (12, 2, 3), (8, 1, 2), (8, 4, 1)]
 )
-def test_block_diagonal_is_a_matrix_of_small_blocks(inner: int, block: int, heads: int) -> None:
-    layer = disturbed(BlockDiagonal(inner, block, heads))
-    matrix = matrix_of(layer)
-    x = noise(2, 5, inner)
-    torch.testing.assert_close(layer(x), x @ matrix.T, rtol=1e-12, atol=1e-12)
+def test_a_dense_matrix_a_head_is_the_block_diagonal_map(
+    inner: int, block: int, heads: int
+) -> None:
+    layer = disturbed(BlockDiagonal(inner, block))
+    matrices = dense(layer.weight, heads)
+    assert matrices.shape == (heads, inner // heads, inner // heads)
+    assert torch.block_diag(*matrices.unbind(0)).equal(matrix_of(layer))
 
-    # sorted by (head, j, a) the matrix is block-diagonal: nothing outside the small blocks
-    order = torch.arange(inner).reshape(heads, block, -1).transpose(1, 2).flatten()
-    small = torch.block_diag(*[torch.ones(block, block)] * (inner // block)).bool()
-    assert (matrix[order][:, order] != 0).equal(small)
+
+@given(rows=st.integers(1, 5), block=st.sampled_from([1, 2, 4]), count=st.integers(1, 6))
+def test_composed_is_the_product_of_the_two_matrices(rows: int, block: int, count: int) -> None:
+    layer = disturbed(BlockDiagonal(block * count, block))
+    outer = noise(rows, block * count)
+    wanted = outer @ matrix_of(layer)
+    torch.testing.assert_close(composed(outer, layer.weight), wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 4])

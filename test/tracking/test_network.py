@@ -16,9 +16,7 @@ from vil_tracker_core.model.tracker import Memory, identity_motion
 from vil_tracker_core.tracking.network import (
     Found,
     Network,
-    OnnxNetwork,
     TorchNetwork,
-    cache_folder,
     open_network,
     stack,
     unstack,
@@ -178,83 +176,9 @@ def test_opens_a_file_and_names_what_it_cannot_open(
 
 
 def test_an_impossible_backend_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'tensorrt' is not one of auto, onnxruntime, torch"):
+    with pytest.raises(
+        ValueError, match="'tensorrt' is not one of auto, openvino, onnxruntime, torch"
+    ):
         open_network("vil_nano", backend="tensorrt")
     with pytest.raises(ValueError, match="runs on the cpu, not on 'cuda'"):
         open_network("vil_nano", backend="onnxruntime", device="cuda")
-
-
-# -- onnxruntime ---------------------------------------------------------------------------------
-
-SHALLOW = {"depth": 2, "tmoe_blocks": 0}  # exported sooner
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of exported graphs."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert not cache_folder().exists()
-    return cache_folder()
-
-
-@pytest.mark.parametrize("memory", ["reset", "carry"])
-@pytest.mark.usefixtures("cache")
-def test_both_backends_find_the_same_with_one_template_and_with_two(
-    make_weights: Make, frames: list[Image], memory: str
-) -> None:
-    loaded = make_weights(**SHALLOW, memory=memory)
-    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
-    answers: list[list[Found]] = []
-    for network in (TorchNetwork(loaded), OnnxNetwork(loaded)):
-        kept = [network.start([template]) for template in templates]
-        answers.append([])
-        for frame in range(4):
-            found, kept = run(network, searches, kept)
-            answers[-1] += found
-            if frame == 1:  # between two frames, as a track does it
-                kept[1] = network.renew(kept[1], templates[:2])
-    for ours, theirs in zip(*answers, strict=True):
-        np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
-        np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-2)
-        assert ours.score == pytest.approx(theirs.score, abs=1e-4)
-
-
-def test_graphs_are_exported_once_and_again_for_other_weights(
-    make_weights: Make, cache: Path
-) -> None:
-    loaded = make_weights(**SHALLOW)
-    OnnxNetwork(loaded)
-    files = {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")}
-    assert {file.name for file in files} == {"start.onnx", "step.onnx"}
-    OnnxNetwork(loaded)
-    assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")} == files
-    norm = {"backbone.norm.weight": loaded.tensors["backbone.norm.weight"] + 1}
-    OnnxNetwork(Weights(loaded.config, {**loaded.tensors, **norm}))
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_a_damaged_cache_is_exported_anew(
-    make_weights: Make, frames: list[Image], cache: Path
-) -> None:
-    """A power cut while it was written must not end in a tracker that never starts again."""
-    loaded = make_weights(**SHALLOW)
-    OnnxNetwork(loaded)
-    (step,) = cache.rglob("step.onnx")
-    whole = step.read_bytes()
-    for content in (b"", b"no graph", whole[: len(whole) // 2]):
-        step.write_bytes(content)
-        network = OnnxNetwork(loaded)
-        start = network.start(crops_of(frames, 32)[:1])
-        found, _ = run(network, crops_of(frames, 64)[:1], [start])
-        assert np.isfinite(found[0].unit).all()
-        assert step.stat().st_size == len(whole)
-
-
-def test_a_cache_that_cannot_be_written_is_no_obstacle(
-    make_weights: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    OnnxNetwork(make_weights(**SHALLOW))
-    assert blocked.read_text() == "in the way"

@@ -17,13 +17,14 @@ from vil_tracker_core.data.augment import Look, degrade
 from vil_tracker_core.data.sequence import (
     IMAGE_SUFFIXES,
     DataError,
+    ImageError,
     Sequence,
     parse_boxes,
-    read_folders,
     read_image,
 )
+from vil_tracker_core.data.skipped import SkippedImages
 from vil_tracker_core.data.synthetic import Rng, Studio, pan_still
-from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion
+from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion, intersection_area
 from vil_tracker_core.model.presets import ModelConfig
 
 Float32Array = npt.NDArray[np.float32]
@@ -86,7 +87,8 @@ class BoxedStills:
 
     def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
         path, boxes = self.items[rng.integers(len(self.items))]
-        return pan_still(rng, read_image(path), Box(*boxes[rng.integers(len(boxes))]), frames)
+        box = Box(*boxes[rng.integers(len(boxes))])
+        return pan_still(rng, read_image(path), box, frames, path.name)
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,19 @@ class StillPatches:
     stills: list[Path]
 
     def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
-        image = read_image(self.stills[rng.integers(len(self.stills))])
+        path = self.stills[rng.integers(len(self.stills))]
+        image = read_image(path)
         height, width = image.shape[:2]
         extent = min(height, width) * math.exp(rng.uniform(math.log(0.12), math.log(0.4)))
         aspect = math.exp(rng.normal(0, 0.35))
         w, h = extent * math.sqrt(aspect), extent / math.sqrt(aspect)
         cx, cy = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height
-        return pan_still(rng, image, Box.from_cxcywh(cx, cy, w, h), frames)
+        return pan_still(rng, image, Box.from_cxcywh(cx, cy, w, h), frames, path.name)
 
 
 @dataclass(frozen=True)
 class Composites:
-    """Cut-outs that move over photographs."""
+    """Cut-outs and textured shapes that move over photographs."""
 
     studio: Studio
 
@@ -180,8 +183,15 @@ def _to_rgb(crop: Image) -> Image:
     return np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))
 
 
+REDRAWS = 20
+"""So many clips in a row may meet a broken image; more mean that something else is wrong."""
+
+
 class ClipDataset(Dataset[Clip]):
     """Clip number i, a pure function of (seed, i): any process can make any sample.
+
+    A clip that meets a broken image is drawn again, from other random numbers of the same (seed,
+    i), and the image is noted in `skipped`.
 
     Args:
         sources: (weight, source) pairs; weights need not sum to 1.
@@ -190,7 +200,9 @@ class ClipDataset(Dataset[Clip]):
         count: how many clips there are.
         seed: of all randomness.
         difficulty: clip number -> how hard it is.
-        absent: share of search crops cut where the target is not.
+        absent: share of clips whose search crops do not show the target: in a third of them they
+            are cut beside it, in the others from a video of another target.
+        skipped: keeps the broken images' names.
     """
 
     def __init__(
@@ -202,6 +214,7 @@ class ClipDataset(Dataset[Clip]):
         seed: int,
         difficulty: Callable[[int], Difficulty],
         absent: float = 0.08,
+        skipped: SkippedImages | None = None,
     ) -> None:
         if not sources:
             raise DataError("no source of training clips is configured")
@@ -210,19 +223,55 @@ class ClipDataset(Dataset[Clip]):
         self.sources = [source for _, source in sources]
         self.config, self.frames, self.count = config, frames, count
         self.seed, self.difficulty, self.absent = seed, difficulty, absent
+        self.skipped = skipped or SkippedImages()
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Clip:
-        rng = np.random.default_rng([self.seed, index])
+        return self.sample(index)[0]
+
+    def sample(self, index: int) -> tuple[Clip, Sequence]:
+        """Clip ``index`` and the video from which it was cut."""
+        for attempt in range(REDRAWS):
+            try:
+                return self._draw(index, attempt)
+            except ImageError as error:
+                self.skipped.add(str(error))
+                last = error
+        raise DataError(f"{REDRAWS} clips in a row met a broken image, at last: {last}")
+
+    def _draw(self, index: int, attempt: int) -> tuple[Clip, Sequence]:
+        rng = np.random.default_rng([self.seed, index, attempt])
         source = self.sources[rng.choice(len(self.sources), p=self.shares)]
         difficulty = self.difficulty(index)
         video = source(rng, self.frames + 1, difficulty.max_gap)
-        return self.cut(rng, video, difficulty)
+        beside, decoy = False, None
+        if rng.random() < self.absent:
+            beside = rng.random() < 1 / 3
+            if not beside:
+                decoy = source(rng, self.frames + 1, difficulty.max_gap)
+                if (decoy.origin, decoy.name) == (video.origin, video.name):  # the same target
+                    beside, decoy = True, None
+        return self.cut(rng, video, difficulty, beside, decoy), video
 
-    def cut(self, rng: Rng, video: Sequence, difficulty: Difficulty) -> Clip:
-        """The clip of a video whose first frame shows the template."""
+    def cut(
+        self,
+        rng: Rng,
+        video: Sequence,
+        difficulty: Difficulty,
+        beside: bool = False,
+        decoy: Sequence | None = None,
+    ) -> Clip:
+        """The clip of a video whose first frame shows the template.
+
+        Args:
+            rng: draws the crops and their look.
+            video: the frames and the truth.
+            difficulty: how hard the clip is.
+            beside: cut the search crops where the target is not.
+            decoy: cut them from this video of another target, around it.
+        """
         config = self.config
         first = Box(*video.boxes[0])
         look = Look.random(rng)
@@ -234,20 +283,21 @@ class ClipDataset(Dataset[Clip]):
         if rng.random() < 0.3:
             template = degrade(rng, template)
 
-        absent = rng.random() < self.absent
         seen_look = Look.random(rng) if rng.random() < 0.3 else look
         searches, boxes, motions = [], [], []
         crop_before: Crop | None = None
-        last = first
+        shown = decoy or video
+        last = Box(*shown.boxes[0])
         for index in range(1, len(video)):
-            frame = video.load(index)
-            box = Box(*video.boxes[index])
+            frame = shown.load(index)
+            box = Box(*shown.boxes[index])
             if math.isfinite(box.x):
                 last = box
             shift = difficulty.shift * rng.uniform(-1, 1, size=2) ** (3 if index > 1 else 1)
             side = config.search_factor * math.sqrt(last.w * last.h)
             side *= math.exp(rng.normal(0, difficulty.zoom))
-            shift = self._away(rng) if absent else shift
+            if beside:
+                shift = self._away(rng, last, side, (frame.shape[1], frame.shape[0]))
             centre = np.array([last.cx, last.cy]) + shift * side
             crop = Crop.centred(float(centre[0]), float(centre[1]), side, config.search_size)
             image = seen_look.near(rng).apply(crop.cut(frame))
@@ -256,6 +306,8 @@ class ClipDataset(Dataset[Clip]):
             motions.append(crop_motion(crop_before or crop, crop))
             crop_before = crop
         unit = np.array(boxes)
+        if decoy is not None:
+            unit[:] = np.nan
         motion = np.array(motions)
         if mirrored:
             template = cv2.flip(template, 1).astype(np.uint8)
@@ -280,12 +332,17 @@ class ClipDataset(Dataset[Clip]):
         return Box.from_cxcywh(cx, cy, w, h)
 
     @staticmethod
-    def _away(rng: Rng) -> FloatArray:
-        """A shift, in sides of the crop, that leaves the target outside."""
-        angle = rng.uniform(0, 2 * math.pi)
-        return rng.uniform(0.9, 1.6) * np.array([math.cos(angle), math.sin(angle)])
-
-
-def videos_below(root: Path) -> Videos:
-    """The sequences of a folder that show their target at least twice."""
-    return Videos([s for s in read_folders(root) if s.visible.sum() > 1])
+    def _away(rng: Rng, box: Box, side: float, frame_size: tuple[int, int]) -> FloatArray:
+        """A shift, in sides of the crop, that leaves the target outside; of eight the one that
+        leaves most of the frame inside, since a crop of nothing teaches nothing."""
+        shifts = np.stack([rng.uniform(0.75, 1.2, 8), rng.uniform(-0.6, 0.6, 8)], axis=1)
+        shifts[:, 0] *= rng.choice([-1, 1], 8)
+        shifts[::2] = shifts[::2, ::-1]  # half of them up or down
+        frame = Box(0, 0, *frame_size)
+        shown = [
+            intersection_area(
+                frame, Box.from_cxcywh(box.cx + u * side, box.cy + v * side, side, side)
+            )
+            for u, v in shifts.tolist()
+        ]
+        return np.asarray(shifts[int(np.argmax(shown))])

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
+from rich.progress import Progress
 
 from vil_tracker_core.geometry import FloatArray, Image
 
@@ -24,13 +24,42 @@ class DataError(ValueError):
     """Data that cannot be used as it is; the message names the file and the remedy."""
 
 
+class ImageError(DataError):
+    """An image file that is missing or cannot be decoded whole."""
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether this is a JPEG without its end, which some decoders fill with grey, silently."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    at = 2  # skip to the picture: a thumbnail in the segments before it has an end of its own
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    start = at if data[at : at + 2] == b"\xff\xda" else 2
+    return data.rfind(b"\xff\xd9", start) < 0
+
+
+def read_pixels(path: Path, mode: int = cv2.IMREAD_UNCHANGED) -> npt.NDArray[Any]:
+    """The pixels of an image file, as OpenCV's reading ``mode`` gives them.
+
+    Raises:
+        ImageError: naming the file, where it is missing, cut short or no image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path} is missing") from None
+    if _is_cut_short(data):
+        raise ImageError(f"{path} is cut short after {len(data)} bytes: copy it again")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
+    if pixels is None:
+        raise ImageError(f"{path} is not a readable image (truncated?)")
+    return np.asarray(pixels)
+
+
 def read_image(path: Path) -> Image:
-    """(H, W, 3) BGR uint8 of an image file; raises DataError naming the file."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        reason = "is missing" if not path.exists() else "is not a readable image (truncated?)"
-        raise DataError(f"{path} {reason}")
-    return np.asarray(image, dtype=np.uint8)
+    """(H, W, 3) BGR uint8 of an image file; raises ImageError naming the file."""
+    return np.asarray(read_pixels(path, cv2.IMREAD_COLOR), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -94,7 +123,10 @@ def parse_boxes(text: str, source: str) -> FloatArray:
     return boxes
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file; raises DataError where it is missing or not UTF-8."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -105,7 +137,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        meta = json.loads(_read_text(path))
+        meta = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}, is not valid JSON: {error.msg}") from None
     if not isinstance(meta, dict):
@@ -132,9 +164,7 @@ def read_folder(folder: Path, fps: float | None = None) -> Sequence:
         raise DataError(f"{folder} has no folder img/ with the frames")
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     truth = folder / TRUTH_FILE
-    if not truth.is_file():
-        raise DataError(f"{truth} is missing")
-    boxes = parse_boxes(_read_text(truth), str(truth))
+    boxes = parse_boxes(read_text(truth), str(truth))
     if len(boxes) != len(paths):
         raise DataError(
             f"{truth} has {len(boxes)} boxes for {len(paths)} frames in {images}: "
@@ -168,10 +198,16 @@ def write_folder(sequence: Sequence, folder: Path, fps: float = 30.0, quality: i
     if folder.exists():
         raise DataError(f"{folder} exists already: choose another name or remove it")
     (folder / "img").mkdir(parents=True)
-    for index in track(range(len(sequence)), description=f"writing {folder.name}"):
-        path = folder / "img" / f"{index + 1:08d}.jpg"
-        if not cv2.imwrite(str(path), sequence.load(index), [cv2.IMWRITE_JPEG_QUALITY, quality]):
-            raise DataError(f"{path} could not be written (disk full?)")
+    with Progress() as progress:
+        task = progress.add_task(f"writing {folder.name}", total=len(sequence))
+        for index in range(len(sequence)):
+            path, coding = (
+                folder / "img" / f"{index + 1:08d}.jpg",
+                [cv2.IMWRITE_JPEG_QUALITY, quality],
+            )
+            if not cv2.imwrite(str(path), sequence.load(index), coding):
+                raise DataError(f"{path} could not be written (disk full?)")
+            progress.advance(task)
     np.savetxt(folder / TRUTH_FILE, sequence.boxes, fmt="%.4f", delimiter=",")
     height, width = sequence.load(0).shape[:2]
     meta = {

@@ -1,4 +1,4 @@
-"""Short made-up videos with exact truth: cut-outs that move over photographs, and stills panned.
+"""Short made-up videos with exact truth: objects that move over photographs, and stills panned.
 
 Everything is a pure function of the random generator that comes in, so a seed gives the same
 pixels. The videos are small and short: they exist to be cut into training clips.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from vil_tracker_core.data.sequence import DataError, Sequence, read_image
+from vil_tracker_core.data.sequence import DataError, Sequence, read_image, read_pixels
 from vil_tracker_core.geometry import Box, FloatArray, Image, intersection_area
 
 CANVAS = (384, 320)
@@ -31,24 +31,31 @@ class Cutout:
     Attributes:
         bgra: (H, W, 4) uint8, colour multiplied by alpha.
         hull: (N, 2) float64 convex hull of the opaque part, in pixels of ``bgra``.
+        name: of the object; the same for two pictures of it.
     """
 
     bgra: Image
     hull: FloatArray
+    name: str = ""
+
+    @cached_property
+    def span(self) -> tuple[float, float, float, float]:
+        """(cx, cy, w, h) of the opaque part's bounding box, px."""
+        (x0, y0), (x1, y1) = self.hull.min(axis=0).tolist(), self.hull.max(axis=0).tolist()
+        return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
 
     @property
     def extent(self) -> float:
         """sqrt(w * h) of the opaque part's bounding box, px."""
-        w, h = np.ptp(self.hull, axis=0)
-        return math.sqrt(max(float(w * h), 1.0))
+        return math.sqrt(max(self.span[2] * self.span[3], 1.0))
 
 
-def make_cutout(bgra: Image, max_side: int = 160) -> Cutout | None:
+def make_cutout(bgra: Image, name: str = "", max_side: int = 160) -> Cutout | None:
     """The cut-out of a (H, W, 4) BGRA image; None where hardly anything is opaque."""
     # before shrinking: where transparent pixels blend in, their hidden colour must not count
-    alpha = bgra[..., 3:].astype(np.float32) / 255
-    colour = (bgra[..., :3] * alpha + 0.5).astype(np.uint8)
-    bgra = np.concatenate([colour, bgra[..., 3:]], axis=-1)
+    alpha = cv2.merge([bgra[..., 3]] * 3)
+    colour = cv2.multiply(np.ascontiguousarray(bgra[..., :3]), alpha, scale=1 / 255)
+    bgra = np.asarray(cv2.merge([*cv2.split(colour), bgra[..., 3]]), dtype=np.uint8)
     scale = max_side / max(bgra.shape[:2])
     if scale < 1:
         bgra = np.asarray(
@@ -62,32 +69,59 @@ def make_cutout(bgra: Image, max_side: int = 160) -> Cutout | None:
     right = opaque.shape[1] - opaque[rows, ::-1].argmax(axis=1)
     ends = [np.stack([x, rows + dy], axis=1) for x in (left, right) for dy in (0, 1)]
     hull = cv2.convexHull(np.concatenate(ends).astype(np.int32))[:, 0].astype(np.float64)
-    return Cutout(bgra, hull)
+    return Cutout(bgra, hull, name)
 
 
 def read_cutout(path: Path) -> Cutout | None:
     """The cut-out of a PNG with alpha; None where it has no alpha or hardly anything opaque."""
-    bgra = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if bgra is None:
-        raise DataError(f"{path} is not a readable image")
+    bgra = read_pixels(path)
     if bgra.ndim != 3 or bgra.shape[2] != 4 or bgra.dtype != np.uint8:
         return None
-    return make_cutout(np.asarray(bgra, dtype=np.uint8))
+    return make_cutout(bgra, path.name)
 
 
-def masked_cutout(frame: Image, mask: Image) -> Cutout | None:
+def masked_cutout(frame: Image, mask: Image, name: str = "") -> Cutout | None:
     """The cut-out of the object that ``mask`` (H, W) marks by values above 0 in a frame."""
-    rows, columns = np.nonzero(mask)
-    if len(rows) < 200:
+    marked = (mask > 0).astype(np.uint8)
+    if cv2.countNonZero(marked) < 200:
         return None
-    part = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
-    soft = cv2.GaussianBlur((mask[part] > 0).astype(np.uint8) * 255, (3, 3), 0)
-    return make_cutout(np.dstack([frame[part], soft]).astype(np.uint8))
+    x, y, w, h = cv2.boundingRect(marked)
+    part = slice(y, y + h), slice(x, x + w)
+    soft = cv2.GaussianBlur(marked[part] * 255, (3, 3), 0)
+    return make_cutout(np.dstack([frame[part], soft]).astype(np.uint8), name)
+
+
+def read_masked(frame: Path, mask: Path) -> Cutout | None:
+    """The cut-out of a sequence's masked object, named after the sequence."""
+    name = frame.parent.parent.name
+    return masked_cutout(read_image(frame), read_pixels(mask, cv2.IMREAD_GRAYSCALE), name)
+
+
+def textured_shape(rng: Rng, photograph: Image) -> Cutout | None:
+    """An ellipse, a box or a blob cut from a part of a photograph, in a colour of its own."""
+    side = int(rng.integers(48, 129))
+    height, width = photograph.shape[:2]
+    part = max(min(int(side * rng.uniform(0.5, 2)), height, width), 1)
+    x, y = int(rng.integers(width - part + 1)), int(rng.integers(height - part + 1))
+    patch = cv2.resize(photograph[y : y + part, x : x + part], (side, side))
+    paint = np.full_like(patch, rng.integers(0, 256, 3))
+    patch = cv2.addWeighted(patch, 1 - (share := rng.uniform(0.2, 0.7)), paint, share, 0)
+    corners = int(rng.choice([4, 40, 7]))
+    angles = 2 * math.pi * (np.arange(corners) + 0.5) / corners
+    reach = 0.48 * side * (rng.uniform(0.5, 1, corners) if corners == 7 else np.ones(corners))
+    points = side / 2 + (reach * np.stack([np.cos(angles), np.sin(angles)])).T
+    alpha = np.zeros((side, side), np.uint8)
+    cv2.fillPoly(alpha, [np.round(16 * points).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return make_cutout(np.dstack([patch, alpha]).astype(np.uint8), f"shape {rng.integers(10**9)}")
 
 
 @dataclass(frozen=True)
 class Mover:
-    """A cut-out and its course: all lengths in canvas px, angles in radians, time in frames."""
+    """A cut-out and its course: all lengths in canvas px, angles in radians, time in frames.
+
+    It is seen in perspective: ``tilt`` is how much nearer, as a share of its distance, its right
+    and its lower end are than its middle.
+    """
 
     cutout: Cutout
     at: FloatArray  # (2,) centre at time 0
@@ -98,26 +132,55 @@ class Mover:
     spin: float  # a frame
     aspect: float  # width stretch over height stretch
     mirrored: bool
+    tilt: FloatArray  # (2,) at time 0, never beyond 0.4 in use
+    tilting: FloatArray  # (2,) a frame
 
-    def affine(self, time: float) -> FloatArray:
-        """(2, 3) map from the cut-out's pixels to the canvas at a time."""
+    def homography(self, time: float) -> FloatArray:
+        """(3, 3) map from the cut-out's pixels to the canvas at a time."""
+        # plain numbers: this runs a dozen times a clip, and tiny arrays would take most of it
+        cx, cy, w, h = self.cutout.span
         scale = self.extent * math.exp(self.growth * time) / self.cutout.extent
         angle = self.angle + self.spin * time
-        stretch = np.diag([scale * math.sqrt(self.aspect), scale / math.sqrt(self.aspect)])
-        if self.mirrored:
-            stretch[0, 0] *= -1
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        linear = turn @ stretch
-        middle = (self.cutout.hull.min(axis=0) + self.cutout.hull.max(axis=0)) / 2
-        place = self.at + self.velocity * time
-        return np.concatenate([linear, (place - linear @ middle)[:, None]], axis=1)
+        right, down = scale * math.sqrt(self.aspect), scale / math.sqrt(self.aspect)
+        right = -right if self.mirrored else right
+        c, s = math.cos(angle), math.sin(angle)
+        u, v = (self.tilt + self.tilting * time).tolist()
+        reach = math.hypot(w, h) / 2 * max(math.hypot(u, v) / 0.4, 1.0)
+        u, v = u / reach, v / reach
+        x, y = (self.at + self.velocity * time).tolist()
+        a, b = c * right - x * u, -s * down - x * v
+        d, e = s * right - y * u, c * down - y * v
+        return np.array(
+            [
+                [a, b, x - a * cx - b * cy],
+                [d, e, y - d * cx - e * cy],
+                [-u, -v, 1 + u * cx + v * cy],
+            ]
+        )
 
     def box(self, time: float) -> Box:
         """The exact bounding box of the opaque part at a time, canvas px."""
-        matrix = self.affine(time)
+        matrix = self.homography(time)
         points = self.cutout.hull @ matrix[:, :2].T + matrix[:, 2]
-        low, high = points.min(axis=0), points.max(axis=0)
-        return Box(*low.tolist(), *(high - low).tolist())
+        points = points[:, :2] / points[:, 2:]
+        (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+        return Box(x0, y0, x1 - x0, y1 - y0)
+
+    def layer(self, time: float, x: int, y: int, width: int, height: int) -> Image:
+        """(height, width, 4) what a window of the canvas shows of the cut-out, and its alpha."""
+        matrix, bgra = self.homography(time), self.cutout.bgra
+        scale = self.extent * math.exp(self.growth * time) / self.cutout.extent
+        if scale < 0.6:  # shrink by area first: sampling alone would alias
+            rows, columns = bgra.shape[:2]
+            small = (max(round(columns * scale), 2), max(round(rows * scale), 2))
+            bgra = np.asarray(cv2.resize(bgra, small, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+            matrix[:, 0] *= columns / small[0]
+            matrix[:, 1] *= rows / small[1]
+        # to OpenCV's pixel-centre coordinates, and into the window
+        matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2
+        matrix[0] -= (x + 0.5) * matrix[2]
+        matrix[1] -= (y + 0.5) * matrix[2]
+        return np.asarray(cv2.warpPerspective(bgra, matrix, (width, height)), dtype=np.uint8)
 
     def paint(self, canvas: Image, time: float, gain: float = 1.0) -> None:
         """Draws the cut-out onto (H, W, 3) ``canvas``, brightness times ``gain``."""
@@ -127,30 +190,31 @@ class Mover:
         y1 = min(math.ceil(box.y + box.h) + 2, canvas.shape[0])
         if x1 <= x0 or y1 <= y0:
             return
-        matrix, bgra = self.affine(time), self.cutout.bgra
-        scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-        if scale < 0.6:  # shrink by area first: sampling alone would alias
-            height, width = bgra.shape[:2]
-            small = (max(round(width * scale), 2), max(round(height * scale), 2))
-            bgra = np.asarray(cv2.resize(bgra, small, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-            matrix = matrix.copy()
-            matrix[:, 0] *= width / small[0]
-            matrix[:, 1] *= height / small[1]
-        # to OpenCV's pixel-centre coordinates, and into the window
-        matrix = matrix.copy()
-        matrix[:, 2] += matrix[:, :2] @ np.array([0.5, 0.5]) - 0.5 - np.array([x0, y0])
-        layer = cv2.warpAffine(bgra, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
+        layer = self.layer(time, x0, y0, x1 - x0, y1 - y0)
         window = canvas[y0:y1, x0:x1]
         alpha = layer[..., 3:].astype(np.float32) / 255
         mixed = window * (1 - alpha) + layer[..., :3].astype(np.float32) * gain
         np.copyto(window, np.clip(mixed, 0, 255).astype(np.uint8))
 
 
-def _hue_shifted(cutout: Cutout, shift: int) -> Cutout:
-    """The same object in another colour; ``shift`` in OpenCV's hue units (180 a turn)."""
-    hsv = cv2.cvtColor(np.ascontiguousarray(cutout.bgra[..., :3]), cv2.COLOR_BGR2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + shift) % 180
-    colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+def _recoloured(rng: Rng, cutout: Cutout) -> Cutout:
+    """The same object in another colour; a grey one, which has no hue, gets a tint."""
+    bgr = np.ascontiguousarray(cutout.bgra[..., :3])
+    hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + rng.integers(20, 160)) % 180
+    tint = rng.permutation([1.0, rng.uniform(0.5, 1), rng.uniform(0.3, 0.7)])
+    colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR) * tint
+    return replace(cutout, bgra=np.dstack([colour, cutout.bgra[..., 3]]).astype(np.uint8))
+
+
+def _painted_like(cutout: Cutout, model: Cutout) -> Cutout:
+    """An object in the mean colour of another one, as far as its own allows."""
+    ours, theirs = (
+        c.bgra[..., :3].sum(axis=(0, 1)) / max(int(c.bgra[..., 3].sum()), 1)
+        for c in (cutout, model)
+    )
+    gains = np.clip((theirs + 0.02) / (ours + 0.02), 0.3, 3)
+    colour = np.minimum(cutout.bgra[..., :3] * gains, cutout.bgra[..., 3:])
     return replace(cutout, bgra=np.dstack([colour, cutout.bgra[..., 3]]).astype(np.uint8))
 
 
@@ -175,103 +239,155 @@ def _random_mover(
         spin=float(rng.normal(0, 0.02)),
         aspect=float(math.exp(rng.normal(0, 0.12))),
         mirrored=bool(rng.random() < 0.5),
+        tilt=rng.normal(0, 0.1, size=2),
+        tilting=rng.normal(0, 0.02, size=2),
     )
 
 
 def _background(rng: Rng, still: Image, frames: int) -> list[Image]:
-    """Views of a still under a slow camera: (H, W, 3) canvases."""
+    """Views of a still under a camera that slowly pans, climbs, rolls and looks slantwise:
+    (H, W, 3) canvases."""
     width, height = CANVAS
     fit = max(width / still.shape[1], height / still.shape[0])
-    zoom = fit * rng.uniform(1.1, 2.2)
+    zoom, climb = fit * rng.uniform(1.1, 2.2), rng.normal(0, 0.01)
+    roll, rolling = rng.normal(0, 0.1), rng.normal(0, 0.01)
+    slant = rng.normal(0, 3e-4, size=2)  # a share of the distance for each px from the middle
     at = np.array([still.shape[1], still.shape[0]]) * rng.uniform(0.35, 0.65, size=2)
     pan = rng.normal(0, 2.0, size=2) / zoom
+    middle = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
+    slanted = np.array([[1, 0, 0], [0, 1, 0], [*slant, 1]])
     views = []
     for time in range(frames):
-        centre = at + pan * time
-        matrix = np.array([[zoom, 0, 0], [0, zoom, 0]], dtype=np.float64)
-        matrix[:, 2] = np.array([width, height]) / 2 - zoom * centre
-        view = cv2.warpAffine(
-            still, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        angle, scale = roll + rolling * time, zoom * math.exp(climb * time)
+        c, s = scale * math.cos(angle), scale * math.sin(angle)
+        x, y = at + pan * time
+        turned = np.array([[c, -s, -c * x + s * y], [s, c, -s * x - c * y], [0, 0, 1]])
+        view = cv2.warpPerspective(
+            still, middle @ slanted @ turned, CANVAS, borderMode=cv2.BORDER_REFLECT
         )
         views.append(np.asarray(view, dtype=np.uint8))
     return views
 
 
-def _hidden_share(box: Box, occluder: Mover | None, time: float) -> float:
-    """Bound on how much of ``box`` an occluder's box covers, 0..1."""
-    if occluder is None:
+def hidden_share(target: Mover, occluder: Mover, time: float) -> float:
+    """The part of the target's opaque pixels that an occluder covers, 0..1."""
+    box, over = target.box(time), occluder.box(time)
+    if intersection_area(box, over) == 0:
         return 0.0
-    return intersection_area(box, occluder.box(time)) / max(box.w * box.h, 1.0)
+    window = math.floor(box.x), math.floor(box.y), math.ceil(box.w) + 1, math.ceil(box.h) + 1
+    opaque = target.layer(time, *window)[..., 3] > 127
+    covered = opaque & (occluder.layer(time, *window)[..., 3] > 127)
+    return float(covered.sum() / max(int(opaque.sum()), 1))
+
+
+def _absence(rng: Rng, frames: int) -> range:
+    """The frames in which a target has left the picture; in most videos none, never the first."""
+    if frames < 2 or rng.random() >= 0.1:
+        return range(0)
+    start = int(rng.integers(1, frames))
+    return range(start, int(rng.integers(start + 1, frames + 1)))
 
 
 @dataclass
 class Studio:
-    """Composes videos from cut-outs and photographs.
+    """Composes videos from cut-outs, textured shapes and photographs.
 
     Attributes:
         cutouts: files of PNGs with alpha.
         masked: pairs of (frame, mask) files whose masked object serves as a cut-out.
-        stills: files of photographs for backgrounds.
+        stills: files of photographs for backgrounds, and for the texture of shapes.
     """
 
     cutouts: list[Path]
     masked: list[tuple[Path, Path]]
     stills: list[Path]
     _cutout: Callable[[Path], Cutout | None] = field(
-        default=lru_cache(maxsize=2000)(read_cutout), repr=False
+        default=lru_cache(maxsize=1000)(read_cutout), repr=False
+    )
+    _masked: Callable[[Path, Path], Cutout | None] = field(
+        default=lru_cache(maxsize=1000)(read_masked), repr=False
     )
 
-    def pick_cutout(self, rng: Rng) -> Cutout:
-        """A random cut-out, masked objects and files in equal parts where there are both."""
+    def pick_cutout(self, rng: Rng, photograph: Image, unlike: str | None = None) -> Cutout:
+        """A random object: in one case of seven a shape textured by the photograph, and else a
+        masked object or a file's cut-out, in equal parts where there are both; none of the name
+        ``unlike``."""
+        kind = rng.random()
         for _ in range(50):
-            if self.masked and (not self.cutouts or rng.random() < 0.5):
-                frame, mask = self.masked[rng.integers(len(self.masked))]
-                found = masked_cutout(read_image(frame), read_image(mask)[..., 0])
+            if kind < 1 / 7 or not (self.masked or self.cutouts):
+                found = textured_shape(rng, photograph)
+            elif self.masked and (not self.cutouts or kind < 4 / 7):
+                found = self._masked(*self.masked[rng.integers(len(self.masked))])
             else:
                 found = self._cutout(self.cutouts[rng.integers(len(self.cutouts))])
-            if found is not None:
+            if found is not None and found.name == unlike:
+                kind = 0.0  # a new shape is unlike all else
+            elif found is not None:
                 return found
         raise DataError("50 cut-outs in a row were empty: are these PNGs with alpha?")
+
+    def _distractors(self, rng: Rng, target: Mover, photograph: Image) -> list[Mover]:
+        """Up to four other objects, some of which look like the target."""
+        others = []
+        for _ in range(rng.integers(0, 5)):
+            alike = rng.random() < 0.4
+            other = target.cutout if alike else self.pick_cutout(rng, photograph)
+            if alike and rng.random() < 0.5:
+                other = _recoloured(rng, other)
+            size = target.extent * math.exp(rng.normal(0, 0.35))
+            speed = abs(rng.normal(0, 0.12)) * target.extent
+            others.append(_random_mover(rng, other, size, speed, apart_from=target))
+        return others
+
+    def _look_alike(self, rng: Rng, target: Mover, photograph: Image) -> Mover:
+        """Another object in the target's colours, of its size, beside its place."""
+        other = self.pick_cutout(rng, photograph, unlike=target.cutout.name)
+        cutout = _painted_like(other, target.cutout)
+        heading = rng.uniform(0, 2 * math.pi)
+        aside = rng.uniform(1.3, 1.8) * np.array([math.cos(heading), math.sin(heading)])
+        mover = _random_mover(rng, cutout, target.extent, speed=0.05 * target.extent)
+        return replace(mover, at=target.at + aside * target.extent)
+
+    def _occluder(self, rng: Rng, target: Mover, photograph: Image, frames: int) -> Mover:
+        """An object that meets the target half-way; from a post to a bus that hides it whole."""
+        size = target.extent * rng.uniform(0.5, 1.6)
+        cutout = self.pick_cutout(rng, photograph, unlike=target.cutout.name)
+        occluder = _random_mover(rng, cutout, size, speed=0.2 * target.extent)
+        meeting = target.at + target.velocity * frames / 2 + rng.normal(0, 0.4, 2) * target.extent
+        return replace(occluder, at=meeting - occluder.velocity * frames / 2)
 
     def compose(self, rng: Rng, frames: int) -> Sequence:
         """A video of one target among distractors, ``frames`` long, with exact boxes.
 
         The box is that of the whole object, also where an occluder hides a part; NaN where more
-        than 80 % is hidden or less than a quarter lies inside the picture.
+        than 80 % is hidden, less than a quarter lies inside the picture, or the target has left.
+        While it is away, another object in its colours is near its place, but no picture of it.
         """
         still = read_image(self.stills[rng.integers(len(self.stills))])
-        cutout = self.pick_cutout(rng)
+        cutout = self.pick_cutout(rng, still)
         extent = float(math.exp(rng.uniform(math.log(20), math.log(90))))
         target = _random_mover(rng, cutout, extent, speed=abs(rng.normal(0, 0.12)) * extent)
-        others = []
-        for _ in range(rng.integers(0, 5)):
-            alike = rng.random() < 0.4
-            other = cutout if alike else self.pick_cutout(rng)
-            if alike and rng.random() < 0.5:
-                other = _hue_shifted(other, int(rng.integers(20, 160)))
-            size = extent * math.exp(rng.normal(0, 0.35))
-            speed = abs(rng.normal(0, 0.12)) * extent
-            others.append(_random_mover(rng, other, size, speed, apart_from=target))
-        occluder = None
-        if rng.random() < 0.2:
-            size = extent * rng.uniform(0.4, 0.9)
-            occluder = _random_mover(rng, self.pick_cutout(rng), size, speed=0.2 * extent)
-            meeting = target.at + target.velocity * frames / 2 + rng.normal(0, 0.4, 2) * extent
-            occluder = replace(occluder, at=meeting - occluder.velocity * frames / 2)
+        others, away = self._distractors(rng, target, still), _absence(rng, frames)
+        if away:
+            others.append(self._look_alike(rng, target, still))
+        occluder = self._occluder(rng, target, still, frames) if rng.random() < 0.2 else None
 
         images, boxes = [], []
         gain, drift = rng.uniform(0.7, 1.3), rng.normal(0, 0.02)
         for time, canvas in enumerate(_background(rng, still, frames)):
-            light = gain + drift * time
-            for mover in [*others, target, *([occluder] if occluder else [])]:
-                mover.paint(canvas, time, light)
+            there = time not in away
+            behind = others if there else [o for o in others if o.cutout.name != cutout.name]
+            shown = [*behind, *([target] if there else []), *([occluder] if occluder else [])]
+            for mover in shown:
+                mover.paint(canvas, time, gain + drift * time)
             box = target.box(time)
             inside = intersection_area(box, Box(0, 0, *CANVAS)) / max(box.w * box.h, 1.0)
-            seen = inside >= 0.25 and _hidden_share(box, occluder, time) <= 0.8
+            hidden = hidden_share(target, occluder, time) if occluder else 0.0
+            seen = there and inside >= 0.25 and hidden <= 0.8
             boxes.append(box if seen else (math.nan,) * 4)
             images.append(canvas)
         return Sequence(
-            name="composite",
+            name=cutout.name,
             boxes=np.array(boxes, dtype=np.float64),
             stamps=np.arange(frames) / 30.0,
             load=images.__getitem__,
@@ -279,7 +395,7 @@ class Studio:
         )
 
 
-def pan_still(rng: Rng, image: Image, box: Box, frames: int) -> Sequence:
+def pan_still(rng: Rng, image: Image, box: Box, frames: int, name: str = "still") -> Sequence:
     """Views of one photograph under a moving, zooming, slightly rolling camera.
 
     The box of a rolled view is the bounding box of the rolled box, so roll is kept small.
@@ -318,7 +434,7 @@ def pan_still(rng: Rng, image: Image, box: Box, frames: int) -> Sequence:
         )
         images.append(np.asarray(view, dtype=np.uint8))
     return Sequence(
-        name="still",
+        name=name,
         boxes=np.array(boxes, dtype=np.float64),
         stamps=np.arange(frames) / 30.0,
         load=images.__getitem__,

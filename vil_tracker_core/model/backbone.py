@@ -150,10 +150,12 @@ class Backbone(nn.Module):
                 x, _ = block(x)
             else:
                 x, states[index] = block(x, templates.states[index])
-            if modulation:
+            if modulation and before:
                 x = torch.cat(
                     [x[:, :before], self._modulate(x[:, before:], index, modulation)], dim=1
                 )
+            elif modulation:
+                x = self._modulate(x, index, modulation)
             if index == tap:
                 tapped = x[:, before:]
         features: Tensor = self.norm(x)[:, before:]

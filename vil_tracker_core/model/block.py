@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from vil_tracker_core.model.mlstm import MlstmState, mlstm_chunkwise
 from vil_tracker_core.model.presets import ModelConfig
 
+WIDEST = 64
+"""Bound of the matrices into which block-diagonal maps are gathered: wide enough for a fast
+product, narrow enough for few zeros."""
+
 
 class CellState(NamedTuple):
     """What a cell hands on: its matrix memory and the last inputs of its causal convolution."""
@@ -33,27 +37,38 @@ class Norm(nn.Module):
 
 
 class BlockDiagonal(nn.Module):
-    """A linear map of ``inner`` channels in independent blocks of ``block`` channels.
+    """The weights of a linear map of ``inner`` channels in independent blocks of ``block``
+    neighbouring ones: (inner / block, block out, block in), as published ViL weights have them.
 
-    The channels of one block lie ``stride`` = inner / heads / block apart, within one head, so
-    that the map is ``block`` products of whole rows: out = sum_r weight[r] * roll(x, r). As tiny
-    matmuls the same map takes ten times as long. Against blocks of neighbouring channels (the
-    published ViL) this is a permutation of a head's channels; `init_from` applies it.
+    It has no forward pass: `MlstmCell` composes such maps with what follows them.
     """
 
-    def __init__(self, inner: int, block: int, heads: int) -> None:
+    def __init__(self, inner: int, block: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(block, inner))
-        self.layout = (heads, block, inner // heads // block)
+        self.weight = nn.Parameter(torch.empty(inner // block, block, block))
         nn.init.normal_(self.weight, std=math.sqrt(2 / (5 * block)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        blocks = x.unflatten(-1, self.layout)
-        weight = self.weight.to(x.dtype)
-        out = x * weight[0]
-        for shift in range(1, self.layout[1]):
-            out = out + blocks.roll(shift, -2).flatten(-3) * weight[shift]
-        return out
+
+def dense(blocks: Tensor, width: int) -> Tensor:
+    """Blocks (N, b, b) on the diagonals of matrices (N * b / width, width, width), zero elsewhere.
+
+    Multiplied by such matrices, a few zeros too many cost far less than many tiny products.
+    """
+    diagonal = torch.eye(width // blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    grouped = blocks.unflatten(0, (-1, len(diagonal)))
+    spread = diagonal[:, None, :, None] * grouped[:, :, :, None]
+    return spread.flatten(3, 4).flatten(1, 2)
+
+
+def group_width(channels: int, block: int) -> int:
+    """The widest matrices, of at most `WIDEST`, that divide ``channels`` and hold whole blocks."""
+    return max(w for w in range(block, max(WIDEST, block) + 1, block) if channels % w == 0)
+
+
+def composed(outer: Tensor, blocks: Tensor) -> Tensor:
+    """The matrix (R, N * b) of ``outer`` (R, N * b) after the blocks (N, b, b)."""
+    parts = outer.unflatten(-1, blocks.shape[:2])
+    return (parts[..., None] * blocks).sum(-2).flatten(-2)
 
 
 class CausalConv(nn.Module):
@@ -80,8 +95,13 @@ class CausalConv(nn.Module):
 class MlstmCell(nn.Module):
     """ViL's mLSTM cell (arXiv 2406.04303): (B, S, dim) and a state -> the same.
 
-    up-projection to x and z; q and k from SiLU(conv(x)), v from x; heads of matrix memory;
-    per-head normalisation; a learnable skip of the convolved x; gate SiLU(z); down-projection.
+    up-projection to x and z; q and k from SiLU(conv(x)), v from x, each by its block-diagonal
+    map; gates from (q, k, v); heads of matrix memory; per-head normalisation; a learnable skip of
+    the convolved x; gate SiLU(z); down-projection.
+
+    The maps are linear, so they are composed before any token is touched: with c = SiLU(conv(x)),
+    q_t . k_s = c_t . (Q^T K c_s), and a gate on (q, k, v) is one on (c, x). Hence c itself serves
+    as the query, and the state's C and n are those of the keys Q^T K c.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -89,11 +109,12 @@ class MlstmCell(nn.Module):
         dim, inner = config.dim, config.inner
         self.heads, self.head_dim = config.heads, inner // config.heads
         self.chunk = config.chunk
+        self.group = group_width(self.head_dim, config.qkv_block)
         self.up = nn.Linear(dim, 2 * inner, bias=False)
         self.conv = CausalConv(inner, config.conv_kernel)
-        self.q = BlockDiagonal(inner, config.qkv_block, config.heads)
-        self.k = BlockDiagonal(inner, config.qkv_block, config.heads)
-        self.v = BlockDiagonal(inner, config.qkv_block, config.heads)
+        self.q = BlockDiagonal(inner, config.qkv_block)
+        self.k = BlockDiagonal(inner, config.qkv_block)
+        self.v = BlockDiagonal(inner, config.qkv_block)
         self.input_gate = nn.Linear(3 * inner, config.heads)
         self.forget_gate = nn.Linear(3 * inner, config.heads)
         self.norm = nn.Parameter(torch.ones(inner))
@@ -108,16 +129,36 @@ class MlstmCell(nn.Module):
         with torch.no_grad():
             self.forget_gate.bias.copy_(torch.linspace(3.0, 6.0, config.heads))
 
+    def _gates(self, convolved: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and forget gates' pre-activations (B, H, S)."""
+        weight = torch.cat([self.input_gate.weight, self.forget_gate.weight])
+        bias = torch.cat([self.input_gate.bias, self.forget_gate.bias])
+        on_q, on_k, on_v = weight.chunk(3, dim=-1)
+        on_convolved = composed(on_q, self.q.weight) + composed(on_k, self.k.weight)
+        gates = F.linear(convolved, on_convolved, bias)
+        gates = gates + F.linear(x, composed(on_v, self.v.weight))
+        i, f = gates.transpose(1, 2).chunk(2, dim=1)
+        return i, f
+
+    def _per_head(self, x: Tensor, blocks: Tensor) -> Tensor:
+        """A block-diagonal map of (B, S, inner), by heads: (B, H, S, D)."""
+        matrices = dense(blocks, self.group)
+        # all samples in one product a group: a broadcast one has a slow gradient
+        rows = x.flatten(0, 1).unflatten(-1, (-1, self.group)).transpose(0, 1)
+        out = (rows @ matrices.transpose(1, 2)).transpose(0, 1).flatten(1)
+        return (
+            out.unflatten(-1, (self.heads, self.head_dim)).unflatten(0, x.shape[:2]).transpose(1, 2)
+        )
+
     def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
         batch, length, _ = x.shape
         x, z = self.up(x).chunk(2, dim=-1)
         convolved, tail = self.conv(x, state.conv_tail if state else None)
         convolved = F.silu(convolved)
-        q, k, v = self.q(convolved), self.k(convolved), self.v(x)
-        qkv = torch.cat([q, k, v], dim=-1)
-        i = self.input_gate(qkv).transpose(1, 2)
-        f = self.forget_gate(qkv).transpose(1, 2)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        i, f = self._gates(convolved, x)
+        q = convolved.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        k = self._per_head(convolved, self.q.weight.transpose(1, 2) @ self.k.weight)
+        v = self._per_head(x, self.v.weight)
         h, memory = mlstm_chunkwise(q, k, v, i, f, state.memory if state else None, self.chunk)
         h = F.layer_norm(h, (self.head_dim,), eps=1e-5)  # each head on its own
         h = h.transpose(1, 2).reshape(batch, length, -1).to(x.dtype) * self.norm.to(x.dtype)

@@ -47,6 +47,22 @@ def _conv(dim: int, channels: int) -> nn.Sequential:
     )
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution in float32, whatever precision the layers before it run in.
+
+    Written as a sum of products, since runtimes reduce the precision of all convolutions: as a
+    bfloat16 number, the logit of a size is off by up to a pixel of a 720p frame.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        products = x.to(self.weight.dtype)[:, None] * self.weight
+        return products.sum(2) + self.bias[:, None, None]
+
+
 class CentreHead(nn.Module):
     """Three towers of 3x3 convolutions: score, offset, size."""
 
@@ -55,7 +71,7 @@ class CentreHead(nn.Module):
         dim, width = config.dim, config.head_channels
         self.score, self.offset, self.size = (
             nn.Sequential(
-                _conv(dim, width), _conv(width, width // 2), nn.Conv2d(width // 2, out, 1)
+                _conv(dim, width), _conv(width, width // 2), Pointwise(width // 2, out)
             )
             for out in (1, 2, 2)
         )
@@ -73,7 +89,7 @@ class UncertaintyHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.uncertainty_channels
-        self.net = nn.Sequential(_conv(config.dim, width), nn.Conv2d(width, 4, 1))
+        self.net = nn.Sequential(_conv(config.dim, width), Pointwise(width, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         return LOG_VAR_CENTRE + LOG_VAR_RANGE * torch.tanh(self.net(x).float() / LOG_VAR_RANGE)

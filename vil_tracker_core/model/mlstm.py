@@ -24,6 +24,9 @@ from torch import Tensor
 EMPTY = -1e30
 """log of the weight of an empty memory: exp(EMPTY - m) is exactly 0 for every gate's value."""
 
+FORGET_NOTHING = 1e4
+"""A forget gate's pre-activation whose log sigmoid is exactly 0."""
+
 
 class MlstmState(NamedTuple):
     """What a cell remembers: C (B, H, D, D), n (B, H, D), m (B, H)."""
@@ -49,6 +52,12 @@ def gate_dtype(q: Tensor) -> torch.dtype:
     return torch.promote_types(q.dtype, torch.float32)
 
 
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(1 / (1 + exp(-x))), finite for every x in any runtime: as the logarithm of a sigmoid,
+    which is how exporters write `F.logsigmoid`, it is not."""
+    return -F.softplus(-x, threshold=40.0)
+
+
 def mlstm_recurrent(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MlstmState | None = None
 ) -> tuple[Tensor, MlstmState]:
@@ -56,7 +65,7 @@ def mlstm_recurrent(
     dtype = gate_dtype(q)
     C, n, m = state or MlstmState.empty(q)
     q, v, k = q.to(dtype), v.to(dtype), k.to(dtype) / q.shape[-1] ** 0.5
-    log_f, i = F.logsigmoid(f.to(dtype)), i.to(dtype)
+    log_f, i = log_sigmoid(f.to(dtype)), i.to(dtype)
     outputs = []
     for t in range(q.shape[2]):
         m_new = torch.maximum(log_f[:, :, t] + m, i[:, :, t])
@@ -71,41 +80,57 @@ def mlstm_recurrent(
     return torch.stack(outputs, dim=2), MlstmState(C, n, m)
 
 
+def _written(k: Tensor, v: Tensor, source: Tensor) -> MlstmState:
+    """What tokens of log-weights ``source`` (B, H, S) write: the sums of the equations of C and
+    n, relative to exp(m)."""
+    # The sums times exp(m) do not depend on the stabiliser m, so neither does its gradient.
+    m = source.amax(dim=-1).detach()
+    written = k * torch.exp(source - m[..., None])[..., None].to(k.dtype)
+    C = (written.transpose(-1, -2) @ v).to(source.dtype)
+    return MlstmState(C, written.sum(2, dtype=source.dtype), m)
+
+
+def _read(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, source: Tensor, state: MlstmState | None
+) -> Tensor:
+    """h of all tokens: token t reads token s <= t with log-weight decay_t + source_s, and the
+    state before with decay_t + m_0."""
+    length = q.shape[2]
+    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    earlier = source[..., None, :].masked_fill(later, EMPTY)
+    peak = earlier.amax(dim=-1).detach()
+    if state is not None:
+        peak = torch.maximum(peak, state.m[..., None].detach())
+    scores = (q @ k.transpose(-1, -2)) * torch.exp(earlier - peak[..., None]).to(q.dtype)
+    reading = (scores @ v).to(source.dtype)
+    weight = scores.sum(-1, dtype=source.dtype)
+    if state is not None:
+        kept = torch.exp(state.m[..., None] - peak)
+        reading = reading + kept[..., None] * (q @ state.C.to(q.dtype)).to(source.dtype)
+        of_state = (q @ state.n[..., None].to(q.dtype))[..., 0]
+        weight = weight + kept * of_state.to(source.dtype)
+    return reading / torch.maximum(weight.abs(), torch.exp(-decay - peak))[..., None]
+
+
 def mlstm_parallel(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MlstmState | None = None
 ) -> tuple[Tensor, MlstmState]:
     """All tokens at once: quadratic in S, no loop.
 
-    Unrolled, token t reads token s <= t with log-weight D_ts = F_t - F_s + i_s, where F is the
-    running sum of the log forget gates, and the state before with F_t + m_0.
+    Unrolled, token t reads token s <= t with log-weight F_t - F_s + i_s, where F is the running
+    sum of the log forget gates, and the state before with F_t + m_0.
     """
-    dtype = gate_dtype(q)
-    length = q.shape[2]
     k = k / q.shape[-1] ** 0.5
-    i = i.to(dtype)
-    decay = torch.cumsum(F.logsigmoid(f.to(dtype)), dim=-1)  # F (B, H, S)
-    source = i - decay  # D_ts = decay_t + source_s
-    start = state.m[..., None] if state is not None else torch.full_like(i[..., :1], EMPTY)
-    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    earlier = source[..., None, :].masked_fill(later, EMPTY)
-    # m_t - F_t. The result does not depend on the stabiliser, so neither does its gradient.
-    peak = torch.maximum(earlier.amax(dim=-1), start).detach()
-    m = decay + peak
-    scores = (q @ k.transpose(-1, -2)) * torch.exp(earlier - peak[..., None]).to(q.dtype)
-    reading = (scores @ v).to(dtype)
-    weight = scores.sum(-1, dtype=dtype)
-    write = torch.exp(source - peak[..., -1:])[..., None]  # share of token s in the last state
-    written = k * write.to(k.dtype)
-    C = (written.transpose(-1, -2) @ v).to(dtype)
-    n = written.sum(2, dtype=dtype)
+    decay = torch.cumsum(log_sigmoid(f.to(gate_dtype(q))), dim=-1)  # F (B, H, S)
+    source = i.to(decay.dtype) - decay
+    h = _read(q, k, v, decay, source, state)
+    last = _written(k, v, source)
     if state is not None:
-        kept = torch.exp(start - peak)  # share of the state before, at every token
-        reading = reading + kept[..., None] * (q @ state.C.to(q.dtype)).to(dtype)
-        weight = weight + kept * (q @ state.n[..., None].to(q.dtype))[..., 0].to(dtype)
-        C = C + kept[..., -1, None, None] * state.C
-        n = n + kept[..., -1, None] * state.n
-    h = reading / torch.maximum(weight.abs(), torch.exp(-m))[..., None]
-    return h, MlstmState(C, n, m[..., -1])
+        m = torch.maximum(last.m, state.m.detach())
+        new, old = torch.exp(last.m - m), torch.exp(state.m - m)
+        C = new[..., None, None] * last.C + old[..., None, None] * state.C
+        last = MlstmState(C, new[..., None] * last.n + old[..., None] * state.n, m)
+    return h, last._replace(m=last.m + decay[..., -1])
 
 
 def mlstm_chunkwise(
@@ -117,17 +142,55 @@ def mlstm_chunkwise(
     state: MlstmState | None = None,
     chunk: int = 64,
 ) -> tuple[Tensor, MlstmState]:
-    """Parallel within chunks, recurrent between them: linear in S for a fixed chunk.
+    """Parallel within chunks, a short sum between them: linear in S for a fixed chunk.
 
-    The last chunk may be shorter.
+    First what each chunk writes, all chunks at once; from that the state before each chunk; then
+    all chunks read at once. A shorter last chunk is filled with tokens that write nothing.
     """
-    outputs = []
-    for at in range(0, q.shape[2], chunk):
-        part = slice(at, at + chunk)
-        h, state = mlstm_parallel(
-            q[:, :, part], k[:, :, part], v[:, :, part], i[:, :, part], f[:, :, part], state
-        )
-        outputs.append(h)
-    if state is None:
+    heads, length, dim = q.shape[1:]
+    if length == 0:
         raise ValueError("an mLSTM needs at least one token")
-    return torch.cat(outputs, dim=2), state
+    if length <= chunk:
+        return mlstm_parallel(q, k, v, i, f, state)
+    fill = -length % chunk
+    if fill:
+        q, k, v = (F.pad(part, (0, 0, 0, fill)) for part in (q, k, v))
+        i = F.pad(i.to(gate_dtype(i)), (0, fill), value=EMPTY)
+        f = F.pad(f, (0, fill), value=FORGET_NOTHING)
+    count = (length + fill) // chunk
+
+    def chunks(part: Tensor) -> Tensor:  # (B, H, S, ...) -> (B, H * count, chunk, ...)
+        return part.unflatten(2, (count, chunk)).flatten(1, 2)
+
+    def by_chunk(part: Tensor) -> Tensor:  # (B, H * count, ...) -> (B, H, count, ...)
+        return part.unflatten(1, (heads, count))
+
+    q, k, v, i, f = (chunks(part) for part in (q, k / dim**0.5, v, i, f))
+    decay = torch.cumsum(log_sigmoid(f.to(gate_dtype(q))), dim=-1)
+    source = i.to(decay.dtype) - decay
+    wrote = _written(k, v, source)
+
+    # Before chunk c, what chunk j < c wrote weighs m_j - T_j + T_c in logarithm, and the first
+    # state m_0 + T_c, where T_c is the log decay over all chunks before c; c = count is the end.
+    total = torch.cumsum(by_chunk(decay[..., -1]), dim=-1)  # (B, H, count)
+    total = F.pad(total, (1, 0))
+    relative = by_chunk(wrote.m) - total[..., :-1]
+    first = torch.full_like(total[..., :1], EMPTY) if state is None else state.m[..., None]
+    entries = torch.cat([first, relative], dim=-1)  # (B, H, 1 + count)
+    unseen = torch.ones(count + 1, count + 1, dtype=torch.bool, device=q.device).triu(1)
+    entries = entries[..., None, :].masked_fill(unseen, EMPTY)  # (B, H, c, entry)
+    m = entries.amax(dim=-1).detach()
+    share = torch.exp(entries - m[..., None]).masked_fill(unseen, 0.0)
+    C, n = by_chunk(wrote.C).flatten(3), by_chunk(wrote.n)  # (B, H, count, D * D or D)
+    C, n = share[..., 1:] @ C, share[..., 1:] @ n
+    if state is not None:
+        C = C + share[..., :1] * state.C.flatten(2)[:, :, None]
+        n = n + share[..., :1] * state.n[:, :, None]
+    C, m = C.unflatten(-1, (dim, dim)), m + total
+
+    def before(part: Tensor) -> Tensor:
+        return part[:, :, :-1].flatten(1, 2)
+
+    h = _read(q, k, v, decay, source, MlstmState(before(C), before(n), before(m)))
+    h = by_chunk(h).flatten(2, 3)[:, :, :length]
+    return h, MlstmState(C[:, :, -1], n[:, :, -1], m[:, :, -1])

@@ -1,31 +1,30 @@
 """Runs the net on image crops: numpy in, numpy out, any number of tracks in one batch.
 
-Two backends give the same results: onnxruntime, the faster one on a CPU, and PyTorch.
+Three backends give the same results: PyTorch (here), OpenVINO and onnxruntime (graphs.py).
+`open_network` picks the fastest for the machine.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Many
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vil_tracker_core import model as model_package
 from vil_tracker_core import weights
 from vil_tracker_core.geometry import FloatArray, Image
-from vil_tracker_core.model.export import FOUND, changing, export, flatten, map_tensors, unflatten
+from vil_tracker_core.model.export import flatten, map_tensors
 from vil_tracker_core.model.heads import decode, hann_window
 from vil_tracker_core.model.tracker import Memory
 
-Backend = Literal["auto", "onnxruntime", "torch"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
+BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 Motion = tuple[float, float, float]
 
@@ -66,6 +65,9 @@ class Network(ABC):
         loaded: config, tensors and calibration.
         window_influence: how far a Hann window favours the middle of the crop, 0..1.
     """
+
+    backend: str
+    precision: str = "float32"
 
     def __init__(self, loaded: weights.Weights, window_influence: float = 0.7) -> None:
         self.config = loaded.config
@@ -131,150 +133,103 @@ class Network(ABC):
 
 
 class TorchNetwork(Network):
-    """The net in PyTorch, on any of its devices."""
+    """The net in PyTorch, on any of its devices; in bfloat16 by autocast."""
+
+    backend = "torch"
 
     def __init__(
-        self, loaded: weights.Weights, window_influence: float = 0.7, device: str = "cpu"
+        self,
+        loaded: weights.Weights,
+        window_influence: float = 0.7,
+        device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
         super().__init__(loaded, window_influence)
         self.device = torch.device(device)
+        self.precision = precision
         self.model = loaded.build().to(self.device)
         self.window = self.window.to(self.device)
 
     @torch.inference_mode()
     def _start(self, templates: Tensor) -> Memory:
-        return self.model.start(templates.to(self.device))
+        with self._precision():
+            return self.model.start(templates.to(self.device))
+
+    def _precision(self) -> torch.autocast:
+        reduced = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=reduced)
 
     @torch.inference_mode()
     def _step(
         self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
     ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
         device = self.device
-        step = self.model.step(search.to(device), memory, motion.to(device), trust.to(device))
+        with self._precision():
+            step = self.model.step(search.to(device), memory, motion.to(device), trust.to(device))
         best = decode(step.prediction, self.window)
         found = tuple(t.float().cpu().numpy() for t in (best.unit, best.log_var, best.score))
         return found, step.memory
 
 
-class OnnxNetwork(Network):
-    """The net in onnxruntime on the CPU, from graphs that are exported once and then cached.
+def probe(device: str = "cpu") -> tuple[str, str]:
+    """The fastest (backend, precision) that this machine offers for a device.
 
-    Args:
-        loaded: config, tensors and calibration.
-        window_influence: as for `Network`.
-        threads: CPU threads.
+    On a CPU that is OpenVINO, in bfloat16 where the CPU multiplies it (avx512_bf16, amx), else
+    onnxruntime; elsewhere PyTorch, in bfloat16 on GPUs that have it.
     """
+    if device == "cpu":
+        if importlib.util.find_spec("openvino") is None:
+            return "onnxruntime", "float32"
+        from vil_tracker_core.tracking.graphs import openvino_precisions
 
-    def __init__(
-        self, loaded: weights.Weights, window_influence: float = 0.7, threads: int = 1
-    ) -> None:
-        import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import (
-            Fail,
-            InvalidArgument,
-            InvalidGraph,
-            InvalidProtobuf,
-        )
-
-        super().__init__(loaded, window_influence)
-        self._model = loaded.build()
-        size = self.config.template_size
-        with torch.inference_mode():
-            self._like = self._model.start(torch.zeros(1, 1, 3, size, size))
-        self._changed = len(changing(self._model, self._like))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # threads that wait must not spin: the camera driver and others need the cores
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-        def sessions(graphs: tuple[bytes, bytes]) -> list[onnxruntime.InferenceSession]:
-            providers = ["CPUExecutionProvider"]
-            return [onnxruntime.InferenceSession(g, options, providers) for g in graphs]
-
-        try:
-            opened = sessions(self._graphs(loaded))
-        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf):
-            opened = sessions(self._graphs(loaded, anew=True))  # the cached files are damaged
-        self._start_session, self._step_session = opened
-        self._names = [item.name for item in self._step_session.get_inputs()]
-
-    def _graphs(self, loaded: weights.Weights, anew: bool = False) -> tuple[bytes, bytes]:
-        """(start, step) from the cache, or exported and put there where that is possible.
-
-        Args:
-            loaded: what to export.
-            anew: whether to pass over what is cached.
-        """
-        digest = hashlib.sha256(weights.checksum(loaded.tensors).encode())
-        digest.update(repr((loaded.config, self.window.tolist(), torch.__version__)).encode())
-        for source in sorted(Path(model_package.__path__[0]).glob("*.py")):
-            digest.update(source.read_bytes())
-        folder = cache_folder() / digest.hexdigest()[:32]
-        files = [folder / "start.onnx", folder / "step.onnx"]
-        if not anew and all(file.is_file() for file in files):
-            return files[0].read_bytes(), files[1].read_bytes()
-        graphs = export(loaded.build(), self.window)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file, graph in zip(files, graphs, strict=True):
-                part = file.with_suffix(f".{os.getpid()}.part")
-                part.write_bytes(graph)
-                part.replace(file)
-        except OSError:
-            pass  # a read-only or full disk costs the next start some seconds, nothing more
-        return graphs
-
-    def _start(self, templates: Tensor) -> Memory:
-        if templates.shape[1] > 1:  # the graph takes one; a second is rare enough for PyTorch
-            if self.config.scan == "joint":
-                raise ValueError("a second template with scan 'joint' needs backend 'torch'")
-            with torch.inference_mode():
-                return self._model.start(templates)
-        found = self._start_session.run(None, {"templates": templates.numpy()})
-        return unflatten(self._like, [torch.from_numpy(array) for array in found])
-
-    def _step(
-        self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
-    ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
-        flat = flatten(memory)
-        given = {"search": search, "motion": motion, "trust": trust}
-        given |= {f"memory_{index}": tensor for index, tensor in enumerate(flat)}
-        feed = {name: given[name].numpy() for name in self._names}
-        out = self._step_session.run(None, feed)
-        changed = [torch.from_numpy(array) for array in out[len(FOUND) :]]
-        kept = flat[: len(flat) - self._changed]
-        return tuple(out[: len(FOUND)]), unflatten(self._like, [*kept, *changed])
-
-
-def cache_folder() -> Path:
-    """Where exported graphs are kept: vil_tracker below the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "vil_tracker"
+        return "openvino", "bfloat16" if "bfloat16" in openvino_precisions() else "float32"
+    has = device.startswith("cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "torch", "bfloat16" if has else "float32"
 
 
 def open_network(
-    name_or_path: str | Path, backend: str = "auto", device: str = "cpu", threads: int = 1
+    source: str | Path | weights.Weights,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int = 1,
+    precision: str = "auto",
 ) -> Network:
-    """The net of a weights file or of a shipped preset.
+    """The net of a weights file, of a shipped preset, or of tensors in memory.
 
     Args:
-        name_or_path: file, or a preset's name.
-        backend: one of `BACKENDS`; auto takes onnxruntime on the CPU and PyTorch elsewhere.
-        device: as PyTorch names it; onnxruntime runs on the CPU only.
+        source: file, preset's name, or the weights themselves.
+        backend: one of `BACKENDS`; auto takes what `probe` finds.
+        device: as PyTorch names it; only the torch backend runs elsewhere than on the cpu.
         threads: CPU threads.
+        precision: one of `PRECISIONS`; auto takes what `probe` finds for the backend.
 
     Raises:
         weights.WeightsError: the file cannot be used.
-        ValueError: no such backend, or not on that device.
+        ValueError: no such backend or precision, or not together or on that device.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    if backend == "onnxruntime" and device != "cpu":
-        raise ValueError(f"backend onnxruntime runs on the cpu, not on {device!r}")
-    loaded = weights.load(weights.find(str(name_or_path)))
-    if backend == "torch" or device != "cpu":
-        torch.set_num_threads(threads)
-        return TorchNetwork(loaded, device=device)
-    return OnnxNetwork(loaded, threads=threads)
+    _validate("backend", backend, BACKENDS)
+    _validate("precision", precision, PRECISIONS)
+    best, best_precision = probe(device)
+    backend = best if backend == "auto" else backend
+    if precision == "auto":
+        precision = best_precision if backend == best else "float32"
+    if backend != "torch" and device != "cpu":
+        raise ValueError(f"backend {backend} runs on the cpu, not on {device!r}")
+    if backend == "onnxruntime" and precision != "float32":
+        raise ValueError(f"backend onnxruntime runs in float32, not in {precision}")
+    if not isinstance(source, weights.Weights):
+        source = weights.load(weights.find(str(source)))
+    if backend == "torch":
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        return TorchNetwork(source, device=device, precision=precision)
+    from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork
+
+    if backend == "onnxruntime":
+        return OnnxNetwork(source, threads=threads)
+    return OpenvinoNetwork(source, threads=threads, precision=precision)
+
+
+def _validate(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r} is not one of {', '.join(allowed)}")

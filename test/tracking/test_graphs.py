@@ -1,0 +1,179 @@
+"""Exported graphs: the same answers as PyTorch, kept on disk, in every precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vil_tracker_core.geometry import Box, Crop, Image
+from vil_tracker_core.model.tracker import Memory
+from vil_tracker_core.tracking.graphs import (
+    GraphNetwork,
+    OnnxNetwork,
+    OpenvinoNetwork,
+    cache_folder,
+    openvino_precisions,
+)
+from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
+from vil_tracker_core.weights import Weights
+
+Make = Callable[..., Weights]
+SHALLOW = {"depth": 2, "tmoe_blocks": 0}  # exported sooner
+RUNTIMES = pytest.mark.parametrize("runtime", [OnnxNetwork, OpenvinoNetwork])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of exported graphs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not cache_folder().exists()
+    return cache_folder()
+
+
+def crops_of(frames: list[Image], size: int) -> list[Image]:
+    """Three different crops of the first three frames."""
+    boxes = [Box(20, 20, 24, 20), Box(70, 50, 30, 30), Box(100, 10, 20, 26)]
+    return [
+        Crop.around(box, 3.0, size).cut(frame) for box, frame in zip(boxes, frames, strict=False)
+    ]
+
+
+def run(network: Network, crops: list[Image], memories: list[Memory]) -> tuple[list, list]:
+    count = len(crops)
+    return network.step(crops, memories, [(0.05, -0.1, 1.1)] * count, [1.0] * count)
+
+
+def several_frames(network: Network, frames: list[Image]) -> list[Found]:
+    """Three tracks in a batch over four frames; one of them takes a second template halfway."""
+    templates, searches = crops_of(frames, 32), crops_of(frames, 64)
+    kept = [network.start([template]) for template in templates]
+    answers: list[Found] = []
+    for frame in range(4):
+        found, kept = run(network, searches, kept)
+        answers += found
+        if frame == 1:  # between two frames, as a track does it
+            kept[1] = network.renew(kept[1], templates[:2])
+    return answers
+
+
+@RUNTIMES
+@pytest.mark.parametrize("memory", ["reset", "carry"])
+def test_a_graph_finds_the_same_as_pytorch(
+    make_weights: Make, frames: list[Image], runtime: type[GraphNetwork], memory: str
+) -> None:
+    loaded = make_weights(**SHALLOW, memory=memory)
+    answers = [
+        several_frames(network, frames) for network in (TorchNetwork(loaded), runtime(loaded))
+    ]
+    for ours, theirs in zip(*answers, strict=True):
+        np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
+        np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-2)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+def test_the_joint_scan_runs_as_a_graph(make_weights: Make, frames: list[Image]) -> None:
+    loaded = make_weights(**SHALLOW, scan="joint")
+    answers = []
+    for network in (TorchNetwork(loaded), OpenvinoNetwork(loaded)):
+        (found,), (memory,) = run(
+            network, crops_of(frames, 64)[:1], [network.start(crops_of(frames, 32)[:1])]
+        )
+        (again,), _ = run(network, crops_of(frames, 64)[1:2], [memory])
+        answers.append((found, again))
+    for ours, theirs in zip(*answers, strict=True):
+        np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
+    with pytest.raises(ValueError, match="needs backend 'torch'"):
+        network.start(crops_of(frames, 32)[:2])
+
+
+@RUNTIMES
+def test_a_gate_that_forgets_everything_is_no_nan(
+    make_weights: Make, frames: list[Image], runtime: type[GraphNetwork]
+) -> None:
+    """Exported as log(sigmoid(f)), such a gate was NaN in onnxruntime on some real frames."""
+    loaded = make_weights(**SHALLOW)
+    biases = {
+        name: tensor - 45.0
+        for name, tensor in loaded.tensors.items()
+        if name.endswith("forget_gate.bias")
+    }
+    assert biases
+    loaded = Weights(loaded.config, {**loaded.tensors, **biases})
+    answers = [
+        several_frames(network, frames) for network in (TorchNetwork(loaded), runtime(loaded))
+    ]
+    for ours, theirs in zip(*answers, strict=True):
+        np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    "bfloat16" not in openvino_precisions(), reason="this CPU has no bfloat16 arithmetic"
+)
+def test_bfloat16_stays_near_float32(make_weights: Make, frames: list[Image]) -> None:
+    """Of random weights; evaluation/test_agreement.py has the bound in pixels."""
+    loaded = make_weights(**SHALLOW)
+    exact, *reduced = (
+        several_frames(network, frames)
+        for network in (
+            TorchNetwork(loaded),
+            TorchNetwork(loaded, precision="bfloat16"),
+            OpenvinoNetwork(loaded, precision="bfloat16"),
+        )
+    )
+    for answers in reduced:
+        shifts = [np.abs(a.unit - b.unit).max() for a, b in zip(exact, answers, strict=True)]
+        assert 0 < max(shifts) < 0.01
+
+
+@RUNTIMES
+def test_graphs_are_exported_once_and_again_for_other_weights(
+    make_weights: Make, cache: Path, runtime: type[GraphNetwork]
+) -> None:
+    loaded = make_weights(**SHALLOW)
+    runtime(loaded)
+    files = {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")}
+    assert {file.name for file in files} == {"start.onnx", "step.onnx"}
+    runtime(loaded)
+    assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")} == files
+    norm = {"backbone.norm.weight": loaded.tensors["backbone.norm.weight"] + 1}
+    runtime(Weights(loaded.config, {**loaded.tensors, **norm}))
+    assert len(list(cache.iterdir())) == 2
+
+
+@RUNTIMES
+def test_a_damaged_cache_is_made_anew(
+    make_weights: Make, frames: list[Image], cache: Path, runtime: type[GraphNetwork]
+) -> None:
+    """A power cut while it was written must not end in a tracker that never starts again."""
+    loaded = make_weights(**SHALLOW)
+    runtime(loaded)
+    (step,) = cache.rglob("step.onnx")
+    whole = step.read_bytes()
+    for content in (b"", b"no graph", whole[: len(whole) // 2]):
+        step.write_bytes(content)
+        for blob in cache.rglob("*.blob"):
+            blob.write_bytes(blob.read_bytes()[: blob.stat().st_size // 2])
+        network = runtime(loaded)
+        start = network.start(crops_of(frames, 32)[:1])
+        found, _ = run(network, crops_of(frames, 64)[:1], [start])
+        assert np.isfinite(found[0].unit).all()
+        assert step.stat().st_size == len(whole)
+
+
+@RUNTIMES
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    make_weights: Make,
+    frames: list[Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runtime: type[GraphNetwork],
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    network = runtime(make_weights(**SHALLOW))
+    network.start(crops_of(frames, 32)[:1])
+    assert blocked.read_text() == "in the way"

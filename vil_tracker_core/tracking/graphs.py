@@ -1,0 +1,258 @@
+"""The net as exported graphs, in OpenVINO or onnxruntime on the CPU.
+
+The graphs (ONNX, see model/export.py) are made once for each set of weights and kept on disk, so
+that only the first start of all pays for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vil_tracker_core import model as model_package
+from vil_tracker_core import weights
+from vil_tracker_core.model.export import FOUND, changing, export, flatten, unflatten
+from vil_tracker_core.model.tracker import Memory
+from vil_tracker_core.tracking.network import Network
+
+Arrays = list[npt.NDArray[np.float32]]
+Feed = dict[str, npt.NDArray[np.float32]]
+START, STEP = 0, 1
+
+
+def cache_folder() -> Path:
+    """Where exported graphs are kept: vil_tracker below the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "vil_tracker"
+
+
+class GraphError(Exception):
+    """A graph that its runtime cannot read."""
+
+
+class GraphNetwork(Network):
+    """A net whose start and step are graphs; a runtime opens and runs them.
+
+    Args:
+        loaded: config, tensors and calibration.
+        window_influence: as for `Network`.
+        folder: where its graphs are, or are to be put; in `cache_folder` by default.
+    """
+
+    def __init__(
+        self, loaded: weights.Weights, window_influence: float = 0.7, folder: Path | None = None
+    ) -> None:
+        super().__init__(loaded, window_influence)
+        self._model = loaded.build()
+        size = self.config.template_size
+        with torch.inference_mode():
+            self._like = self._model.start(torch.zeros(1, 1, 3, size, size))
+        self._changed = len(changing(self._model, self._like))
+        self._folder = folder or cache_folder() / self._fingerprint(loaded)
+        try:
+            self._open(*self._graphs())
+        except GraphError:
+            self._open(*self._graphs(anew=True))  # the cached files are damaged
+
+    @abstractmethod
+    def _open(self, start: bytes, step: bytes) -> None:
+        """Makes the graphs ready to run; raises GraphError where they cannot be read."""
+
+    @abstractmethod
+    def _run_start(self, feed: Feed) -> Arrays:
+        """All outputs of the start graph."""
+
+    @abstractmethod
+    def _run_step(self, feed: Feed) -> Arrays:
+        """All outputs of the step graph; ``feed`` may hold more than it takes."""
+
+    def _fingerprint(self, loaded: weights.Weights) -> str:
+        """Of all that shapes the graphs."""
+        digest = hashlib.sha256(weights.checksum(loaded.tensors).encode())
+        digest.update(repr((loaded.config, self.window.tolist(), torch.__version__)).encode())
+        for source in sorted(Path(model_package.__path__[0]).glob("*.py")):
+            digest.update(source.read_bytes())
+        return digest.hexdigest()[:32]
+
+    def _graphs(self, anew: bool = False) -> tuple[bytes, bytes]:
+        """(start, step) from the cache, or exported and put there where that is possible.
+
+        Args:
+            anew: whether to pass over what is cached.
+        """
+        files = [self._folder / "start.onnx", self._folder / "step.onnx"]
+        if not anew and all(file.is_file() for file in files):
+            return files[0].read_bytes(), files[1].read_bytes()
+        graphs = export(self._model, self.window)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for file, graph in zip(files, graphs, strict=True):
+                part = file.with_suffix(f".{os.getpid()}.part")
+                part.write_bytes(graph)
+                part.replace(file)
+        except OSError:
+            pass  # a read-only or full disk costs the next start some seconds, nothing more
+        return graphs
+
+    def _start(self, templates: Tensor) -> Memory:
+        if templates.shape[1] > 1:  # the graph takes one; a second is rare enough for PyTorch
+            if self.config.scan == "joint":
+                raise ValueError("a second template with scan 'joint' needs backend 'torch'")
+            with torch.inference_mode():
+                return self._model.start(templates)
+        found = self._run_start({"templates": templates.numpy()})
+        return unflatten(self._like, [torch.from_numpy(array) for array in found])
+
+    def _step(
+        self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
+    ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
+        flat = flatten(memory)
+        given = {"search": search, "motion": motion, "trust": trust}
+        given |= {f"memory_{index}": tensor for index, tensor in enumerate(flat)}
+        out = self._run_step({name: tensor.numpy() for name, tensor in given.items()})
+        changed = [torch.from_numpy(array) for array in out[len(FOUND) :]]
+        kept = flat[: len(flat) - self._changed]
+        return tuple(out[: len(FOUND)]), unflatten(self._like, [*kept, *changed])
+
+
+class OnnxNetwork(GraphNetwork):
+    """The graphs in onnxruntime, float32.
+
+    Args:
+        loaded: config, tensors and calibration.
+        window_influence: as for `Network`.
+        threads: CPU threads.
+        folder: as for `GraphNetwork`.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self,
+        loaded: weights.Weights,
+        window_influence: float = 0.7,
+        threads: int = 1,
+        folder: Path | None = None,
+    ) -> None:
+        self._threads = threads
+        super().__init__(loaded, window_influence, folder)
+
+    def _open(self, start: bytes, step: bytes) -> None:
+        import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import (
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+        )
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # threads that wait must not spin: the camera driver and others need the cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = ["CPUExecutionProvider"]
+        try:
+            self._start_session = onnxruntime.InferenceSession(start, options, providers)
+            self._step_session = onnxruntime.InferenceSession(step, options, providers)
+        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
+            raise GraphError(str(error)) from error
+        self._names = [item.name for item in self._step_session.get_inputs()]
+
+    def _run_start(self, feed: Feed) -> Arrays:
+        outputs: Arrays = self._start_session.run(None, feed)
+        return outputs
+
+    def _run_step(self, feed: Feed) -> Arrays:
+        outputs: Arrays = self._step_session.run(None, {name: feed[name] for name in self._names})
+        return outputs
+
+
+def openvino_precisions() -> tuple[str, ...]:
+    """The precisions in which OpenVINO computes at full speed on this CPU."""
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", "bfloat16") if "BF16" in capabilities else ("float32",)
+
+
+class OpenvinoNetwork(GraphNetwork):
+    """The graphs in OpenVINO: element-wise work fused, and bfloat16 where the CPU has it.
+
+    Graphs of a fixed batch are up to twice as fast as those of any batch, so the step is compiled
+    for each number of tracks when it first occurs (about a second; kept on disk like the graphs).
+
+    Args:
+        loaded: config, tensors and calibration.
+        window_influence: as for `Network`.
+        threads: CPU threads.
+        precision: float32, or bfloat16 (emulated, and slow, on a CPU without it).
+    """
+
+    backend = "openvino"
+
+    def __init__(
+        self,
+        loaded: weights.Weights,
+        window_influence: float = 0.7,
+        threads: int = 1,
+        precision: str = "float32",
+    ) -> None:
+        import openvino
+
+        self.precision = precision
+        self._core = openvino.Core()
+        self._properties = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # which cores are free is the system's to know
+        }
+        super().__init__(loaded, window_influence)
+
+    def _open(self, start: bytes, step: bytes) -> None:
+        if os.access(self._folder, os.W_OK):
+            self._properties["CACHE_DIR"] = str(self._folder)
+        try:
+            self._graphs_read = [self._core.read_model(graph) for graph in (start, step)]
+        except RuntimeError as error:
+            raise GraphError(str(error)) from error
+        self._requests: dict[tuple[int, int], tuple[Any, list[str]]] = {}
+        for which in (START, STEP):
+            self._request(which, 1)
+
+    def _request(self, which: int, batch: int) -> tuple[Any, list[str]]:
+        """The start or step graph compiled for a batch, and its inputs' names."""
+        if (which, batch) not in self._requests:
+            graph = self._graphs_read[which].clone()
+            shapes = {item.any_name: item.partial_shape for item in graph.inputs}
+            for shape in shapes.values():
+                shape[0] = batch
+            graph.reshape(shapes)
+            compiled = self._core.compile_model(graph, "CPU", self._properties)
+            # a tensor may have the names of what it passes through besides its own
+            names = [next(n for n in item.names if "/" not in n) for item in compiled.inputs]
+            self._requests[which, batch] = compiled.create_infer_request(), names
+        return self._requests[which, batch]
+
+    def _run(self, which: int, feed: Feed) -> Arrays:
+        request, names = self._request(which, len(next(iter(feed.values()))))
+        request.infer({name: feed[name] for name in names}, share_inputs=True)
+        # the request's own memory is overwritten by its next run
+        return [tensor.data.copy() for tensor in request.output_tensors]
+
+    def _run_start(self, feed: Feed) -> Arrays:
+        return self._run(START, feed)
+
+    def _run_step(self, feed: Feed) -> Arrays:
+        return self._run(STEP, feed)
