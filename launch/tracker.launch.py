@@ -1,4 +1,7 @@
-"""Starts the tracker: `ros2 launch vil_tracker_ros tracker.launch.py image:=/camera/image`."""
+"""Starts the tracker: `ros2 launch vil_tracker_ros tracker.launch.py image:=/camera/image`.
+
+`--show-args` lists the arguments.
+"""
 
 import os
 from pathlib import Path
@@ -11,11 +14,24 @@ from launch_ros.actions import Node
 from launch import LaunchDescription
 
 ARGUMENTS = {
-    "namespace": ("", "namespace of the node and its topics"),
-    "image": ("image", "topic of the camera"),
-    "image_transport": ("raw", "raw (sensor_msgs/Image) or compressed (CompressedImage)"),
-    "log_level": ("info", "debug, info, warn, error or fatal"),
-    "use_sim_time": ("false", "take the time from /clock, as for bag replay with --clock"),
+    "namespace": ("", "namespace of the node and its topics", None),
+    "image": ("image", "topic of the camera", None),
+    "image_transport": (
+        "raw",
+        "raw (sensor_msgs/Image) or compressed (CompressedImage)",
+        ["raw", "compressed"],
+    ),
+    "log_level": (
+        "info",
+        "least severe messages that are logged",
+        ["debug", "info", "warn", "error", "fatal"],
+    ),
+    "use_sim_time": (
+        "false",
+        "take the time from /clock, as for bag replay with --clock",
+        ["true", "false"],
+    ),
+    "respawn": ("false", "start the node again where it ends by itself", ["true", "false"]),
 }
 
 
@@ -23,8 +39,8 @@ def generate_launch_description() -> LaunchDescription:
     parameters = Path(get_package_share_directory("vil_tracker_ros")) / "config" / "tracker.yaml"
     value = {name: LaunchConfiguration(name) for name in [*ARGUMENTS, "params_file"]}
     actions = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, (default, text) in ARGUMENTS.items()
+        DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+        for name, (default, text, choices) in ARGUMENTS.items()
     ]
     actions.append(
         DeclareLaunchArgument(
@@ -41,6 +57,8 @@ def generate_launch_description() -> LaunchDescription:
             name="vil_tracker",
             namespace=value["namespace"],
             output="screen",
+            respawn=value["respawn"],
+            respawn_delay=1.0,
             parameters=[
                 value["params_file"],
                 {

@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
 
+from vil_tracker_core import weights
 from vil_tracker_core.data.sequence import read_folder
+from vil_tracker_core.model.init_from import to_published
+from vil_tracker_core.model.presets import PRESETS
+from vil_tracker_core.model.tracker import ViLTracker
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -26,7 +33,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 def test_help_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("info", "train", "flight", "demo", "bag"):
+    for command in ("info", "init-from", "train", "flight", "demo", "bag"):
         assert command in done.stdout
 
 
@@ -34,7 +41,78 @@ def test_info_of_the_reference() -> None:
     done = run("info", "vil_s", "--json")
     values = json.loads(done.stdout)
     assert values["parameters"] == pytest.approx(36.33e6, rel=0.01)
+    assert values["parts"]["tmoe_block"] == pytest.approx(6.23e6, rel=0.01)
     assert values["config"]["dim"] == 384
+    assert values["flops"]["frame"]["total"] == 2 * values["macs"]["frame"]["total"] > 20e9
+    assert 0 < values["film_adds"]["flops_share"] < 0.05
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A weights file of vil_tiny with everything that `info` shows."""
+    path = tmp_path / "tiny.safetensors"
+    torch.manual_seed(0)
+    made = weights.Weights(
+        PRESETS["vil_tiny"],
+        ViLTracker(PRESETS["vil_tiny"]).state_dict(),
+        weights.Calibration((1.5, 1.0, 2.0, 1.0), "a split"),
+        {"run": "a run", "data": {"videos": 3}},
+    )
+    weights.save(path, made)
+    return path
+
+
+def test_info_of_a_weights_file(tiny: Path) -> None:
+    values = json.loads(run("info", str(tiny), "--json").stdout)
+    assert values["provenance"] == {"run": "a run", "data": {"videos": 3}}
+    assert values["calibration"] == {"scale": [1.5, 1.0, 2.0, 1.0], "fitted_on": "a split"}
+    assert values["config"] == json.loads(json.dumps(PRESETS["vil_tiny"].to_dict()))
+    parts = values["parts"]
+    assert (
+        parts["backbone"] + parts["film"] + parts["centre_head"] + parts["uncertainty_head"]
+        == (values["parameters"])
+    )
+
+    shown = run("info", str(tiny)).stdout
+    for part in ("mlstm_block", "tmoe_block", "embedding", "backbone", "film", "whole"):
+        assert f"{parts[part]:,}" in shown
+    lines = shown.splitlines()
+    for heading, unit in (("all, GMACs", "macs"), ("all, GFLOPs", "flops")):
+        row = next(line for line in lines if heading in line)
+        totals = [values[unit][name]["total"] for name in ("init", "frame", "frame_uncached")]
+        assert [f"{total / 1e9:.3f}" for total in totals] == row.replace("│", " ").split()[2:]
+    assert f"FiLM (token) adds {parts['film']:,} parameters" in shown
+    assert "budget: 0.1 of 50 M parameters" in shown
+    said = yaml.safe_load(shown[shown.index("\nconfig:") :])
+    assert {key: values[key] for key in said} == said
+    assert list(said) == ["config", "calibration", "provenance"]
+
+
+def test_info_of_a_preset_prints_its_config() -> None:
+    shown = run("info", "vil_tiny").stdout
+    assert "name: vil_tiny" in shown
+    assert "calibration" not in shown
+
+
+def test_init_from_makes_weights_to_train_from(tmp_path: Path, tiny: Path) -> None:
+    published = to_published(weights.load(tiny).tensors, PRESETS["vil_tiny"])
+    checkpoint, out = tmp_path / "vil.safetensors", tmp_path / "start.safetensors"
+    save_file({**published, "head.weight": torch.ones(2, 32)}, checkpoint)
+    arguments = ("init-from", str(checkpoint), str(out), "--preset", "vil_tiny")
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "blocks.N.layer.proj_up.weight" in done.stdout
+    assert f"{len(published)} tensors taken, 1 not taken" in done.stdout
+    made = weights.load(out)
+    assert made.config == PRESETS["vil_tiny"]
+    assert made.provenance["init_from"] == "vil.safetensors"
+    assert made.provenance["not_taken"] == ["head.weight"]
+    found = to_published(made.build().state_dict(), made.config)
+    assert all(torch.equal(found[name], published[name]) for name in published)
+
+    again = run(*arguments)
+    assert again.returncode == 2
+    assert "start.safetensors exists already" in again.stderr
 
 
 def test_info_of_the_shipped_weights_tells_their_origin() -> None:
@@ -60,7 +138,9 @@ def test_flight_to_bag_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("info", "nothing"), "'nothing' is neither a weights file"),
+        (("info", "nothing"), "'nothing' is neither a weights file nor a preset: vil_s"),
+        (("init-from", "nothing", "out"), "nothing does not exist"),
+        (("init-from", "nothing", "out", "--preset", "vil_xl"), "no preset 'vil_xl'"),
         (("train", "nothing.yaml"), "nothing.yaml does not exist"),
         (("bag", "info", "nothing"), "nothing"),
         (("bag", "make", "nothing", "out"), "nothing has no folder img/"),

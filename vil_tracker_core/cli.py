@@ -6,11 +6,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from vil_tracker_core.evaluation.cases import Source
+    from vil_tracker_core.geometry import Box
+    from vil_tracker_core.model.cost import Cost
+    from vil_tracker_core.model.presets import ModelConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +26,10 @@ app = typer.Typer(
 bag_app = typer.Typer(no_args_is_help=True, help="Rosbags: make, look into, play.")
 app.add_typer(bag_app, name="bag")
 
+TRACKER_HELP = (
+    "Several with commas: a shipped preset (vil_nano), a weights file, csrt, kcf, mil, onnx:FILE."
+)
+
 
 @app.command()
 def info(
@@ -28,38 +38,146 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Parameters by part; of a weights file also its calibration and provenance."""
-    from vil_tracker_core import weights
-    from vil_tracker_core.model.presets import PRESETS
-    from vil_tracker_core.model.tracker import ViLTracker, count_parameters
+    """Parameters and arithmetic by part; of weights also calibration and provenance."""
+    import yaml
 
-    extra: dict[str, object] = {}
+    from vil_tracker_core import weights
+    from vil_tracker_core.model.cost import cost
+    from vil_tracker_core.model.presets import PRESETS
+
+    if model not in PRESETS and not Path(model).is_file():
+        raise ValueError(f"{model!r} is neither a weights file nor a preset: {', '.join(PRESETS)}")
+    said: dict[str, Any] = {}
     if model in PRESETS and not weights.shipped(model).is_file():
-        net = ViLTracker(PRESETS[model])
+        config = PRESETS[model]
     else:
         loaded = weights.load(weights.find(model))
-        net = loaded.build()
-        extra = {"calibration": vars(loaded.calibration), "provenance": loaded.provenance}
-    parts = {
-        "backbone": count_parameters(net.backbone),
-        "film": count_parameters(net.film) if net.film else 0,
-        "centre head": count_parameters(net.centre_head),
-        "uncertainty head": count_parameters(net.uncertainty_head),
-    }
-    total = count_parameters(net)
+        config = loaded.config
+        said = {"calibration": vars(loaded.calibration), "provenance": loaded.provenance}
+    said = {"config": config.to_dict(), **said}
+    found = cost(config)
     if as_json:
-        values = {"name": net.config.name, "parameters": total, "parts": parts, **extra}
-        typer.echo(json.dumps({**values, "config": net.config.to_dict()}, indent=1))
+        typer.echo(json.dumps({"name": config.name, **found.to_dict(), **said}, indent=1))
         return
-    table = Table(title=f"{net.config.name}: {total / 1e6:.2f} M parameters")
+    _print_cost(config, found)
+    plain = json.loads(json.dumps(said))  # tuples to lists
+    typer.echo("\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def _print_cost(config: ModelConfig, found: Cost) -> None:
+    """The tables of `info`: parameters by part, arithmetic by part, FiLM's share, the budget."""
+    from vil_tracker_core.model import cost
+
+    console, parts = Console(), found.parameters
+    table = Table(title=f"{config.name}: parameters")
     table.add_column("part")
     table.add_column("parameters", justify="right")
-    for name, count in parts.items():
-        table.add_row(name, f"{count:,}")
-    table.add_row("whole, fp16", f"{2 * total / 1e6:.1f} MB")
-    Console().print(table)
-    for name, value in extra.items():
-        typer.echo(f"{name}: {json.dumps(value)}")
+    plain = config.depth - config.tmoe_blocks
+    for name, count in (
+        (f"one mLSTM block (dim {config.dim}, no MLP)", parts.mlstm_block),
+        ("one TMoE block (mLSTM cell + TMoE-MLP)", parts.tmoe_block),
+        ("stem + positions + token types", parts.embedding),
+        (f"backbone: {plain} blocks + {config.tmoe_blocks} TMoE blocks", parts.backbone),
+        (f"FiLM modulation ({config.film_layers} layers)", parts.film),
+        ("centre head", parts.centre_head),
+        ("uncertainty head", parts.uncertainty_head),
+        ("whole (backbone, FiLM, heads)", parts.whole),
+    ):
+        table.add_row(name, f"{count:,}" if count else "none")
+    size = cost.BYTES_FP16 * parts.whole
+    table.add_row("whole, fp16", f"{size / 2**20:.1f} MiB")
+    console.print(table)
+
+    work = {
+        "init": found.init,
+        "frame": found.frame,
+        "frame, no cache": found.frame_uncached,
+    }
+    table = Table(title="giga multiply-adds (MACs); FLOPs are twice as many")
+    table.add_column("part")
+    for heading in work:
+        table.add_column(heading, justify="right")
+    for part in ("stem", "blocks", "film", "heads", "total"):
+        values = (getattr(macs, part) / 1e9 for macs in work.values())
+        table.add_row(part if part != "total" else "all, GMACs", *(f"{v:.3f}" for v in values))
+    flops = (2 * macs.total / 1e9 for macs in work.values())
+    table.add_row("all, GFLOPs", *(f"{v:.3f}" for v in flops))
+    console.print(table)
+    cached = "is computed once" if config.scan == "regional" else "runs with every frame"
+    film = "off"
+    if config.film_layers:
+        film = (
+            f"adds {parts.film:,} parameters "
+            f"({cost.added_share(parts.film, parts.whole):.1%}) and "
+            f"{2 * found.frame.film / 1e9:.3f} GFLOPs a frame "
+            f"({cost.added_share(found.frame.film, found.frame.total):.1%})"
+        )
+    for line in (
+        "counted: matrix products and convolutions, one template; element-wise work is not",
+        f"scan {config.scan}: the template's side of the blocks {cached}",
+        f"FiLM ({config.film}) {film}",
+        f"budget: {_of(parts.whole / 1e6, cost.MAX_PARAMETERS / 1e6, 'M parameters')}; "
+        f"{_of(size / 1e6, cost.MAX_BYTES_FP16 / 1e6, 'MB in fp16')}; "
+        f"{_of(found.frame.total / 1e9, cost.MAX_MACS / 1e9, 'GMACs a frame')}; "
+        "30 ms a frame: see `vil-tracker bench`",
+    ):
+        typer.echo(line)
+
+
+def _of(value: float, limit: float, unit: str) -> str:
+    return f"{value:.1f} of {limit:.0f} {unit}" + ("" if value <= limit else " (over)")
+
+
+@app.command("init-from")
+def init_from(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Published ViL weights (Vision-LSTM) as .safetensors.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Weights file to make.")],
+    preset_name: Annotated[
+        str, typer.Option("--preset", help="The net to start; its width is the checkpoint's.")
+    ] = "vil_s",
+    seed: Annotated[int, typer.Option(help="Of what the checkpoint does not hold.")] = 0,
+) -> None:
+    """Start a net from published ImageNet ViL weights, for `init:` of a training's config.
+
+    ViL-S of version 1 fits vil_s in every block. Version 2 (vil2-...) fits but for its biases and
+    its 2-D convolutions. A .th file is a pickle and is never read: the refusal says how to make
+    safetensors of it.
+    """
+    import torch
+
+    from vil_tracker_core import weights
+    from vil_tracker_core.model.init_from import from_published, read_checkpoint
+    from vil_tracker_core.model.presets import preset
+    from vil_tracker_core.model.tracker import ViLTracker
+
+    config = preset(preset_name)
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another name")
+    published = read_checkpoint(checkpoint)
+    torch.manual_seed(seed)
+    try:
+        tensors, report = from_published(published, ViLTracker(config))
+        provenance = {
+            "init_from": checkpoint.name,
+            "sha256": weights.checksum(published),
+            "seed": seed,
+            "not_taken": sorted(report.left),
+        }
+        made = weights.Weights(config, tensors, provenance=provenance)
+        made.check()
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from None
+    weights.save(out, made)
+    rows = report.rows()
+    width = max(len(name) for name, *_ in rows)
+    for name, fate, count in rows:
+        typer.echo(f"{count:4} x {name:<{width}}  {fate}")
+    typer.echo(
+        f"{len(report.taken)} tensors taken, {len(report.left)} not taken, "
+        f"{len(report.fresh)} of {config.name} not in the checkpoint; use it by init: {out}"
+    )
 
 
 @app.command()
@@ -70,14 +188,32 @@ def train(
         typer.Option(help="Folder for checkpoint, weights and log; runs/NAME by default."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the folder.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Only save a sheet of the clips that it would see.")
+    ] = False,
 ) -> None:
     """Train a model. SIGTERM or Ctrl-C saves a checkpoint; --resume goes on from it."""
     from vil_tracker_core.training.config import load_config
-    from vil_tracker_core.training.loop import train as run
 
     loaded = load_config(config)
+    folder = out or Path("runs") / config.stem
+    if show:
+        import cv2
+
+        from vil_tracker_core.data.contact_sheet import contact_sheet
+        from vil_tracker_core.training.sources import clip_dataset
+
+        sheet = contact_sheet(clip_dataset(loaded), count=32)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "contact_sheet.jpg"
+        if not cv2.imwrite(str(path), sheet):
+            raise OSError(f"{path} could not be written (disk full?)")
+        typer.echo(f"contact sheet: {path}")
+        return
     _settle_allocator()
-    typer.echo(f"weights: {run(loaded, out or Path('runs') / config.stem, resume)}")
+    from vil_tracker_core.training.loop import train as run
+
+    typer.echo(f"weights: {run(loaded, folder, resume)}")
 
 
 ALLOCATOR = {
@@ -110,6 +246,153 @@ def flight(
     from vil_tracker_core.data.sequence import write_folder
 
     write_folder(render_flight(seed, frames, fps=fps), out, fps=fps)
+
+
+@app.command("eval")
+def evaluate(
+    layout: Annotated[
+        str,
+        typer.Argument(
+            help="folder, otb, uav123, dtb70, visdrone, lasot, got10k, trackingnet, or bag."
+        ),
+    ],
+    root: Annotated[Path, typer.Argument(help="The data set's folder; for bag, one of bags.")],
+    tracker: Annotated[str, typer.Option(help=TRACKER_HELP)] = "vil_nano",
+    out: Annotated[
+        Path, typer.Option(help="Folder for report and runs; finished runs in it are kept.")
+    ] = Path("out/eval"),
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of lasot, got10k, trackingnet; the one for testing by default."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a tracker.")] = 1,
+    device: Annotated[str, typer.Option(help="Where our network runs: cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run trackers on a benchmark and write a report (index.html, CSV, JSON, PNG).
+
+    Stopped, the same command goes on: a finished sequence is run again only where weights, code
+    or data have changed. Under `accelerate launch` the sequences are split over all ranks; --out
+    must then be one folder for all of them.
+
+    Exit status: 0 when all went well, 1 when a sequence failed and the report leaves it out, 2
+    when nothing could be run. See docs/evaluate.md.
+    """
+    from vil_tracker_core.evaluation.cases import BenchmarkSource
+
+    _evaluate(BenchmarkSource(layout, root, split), tracker, out, workers, threads, device, as_json)
+
+
+def _evaluate(
+    source: Source, tracker: str, out: Path, workers: int, threads: int, device: str, as_json: bool
+) -> None:
+    """Runs, reports, prints, and ends with status 1 where something could not be run."""
+    from vil_tracker_core.evaluation.benchmark import run_benchmark
+    from vil_tracker_core.evaluation.peers import parse_trackers
+    from vil_tracker_core.evaluation.report import write_report
+    from vil_tracker_core.evaluation.scoring import score, short_json
+
+    results = run_benchmark(source, parse_trackers(tracker, threads, device), out, workers=workers)
+    if results is None:  # another rank writes the report
+        return
+    scores = score(results)
+    page = write_report(results, scores, out)
+    if as_json:
+        typer.echo(json.dumps(short_json(scores), indent=1))
+    else:
+        table = Table(title=results.cases.title)
+        for heading in ("tracker", "sequences", "AUC", "P20", "NP.2", "frames/s"):
+            table.add_column(heading, justify="left" if heading == "tracker" else "right")
+        for each in scores:
+            known = (each.auc, each.p20, each.np20)
+            numbers = ["-" if value != value else f"{value:.3f}" for value in known]
+            table.add_row(each.name, str(len(each.sequences)), *numbers, f"{each.fps:.1f}")
+        Console().print(table)
+        if results.resumed:
+            typer.echo(f"{results.resumed} runs were taken over from {out}")
+        typer.echo(f"report: {page}")
+    for fault in results.faults:
+        typer.echo(f"vil-tracker: {fault}", err=True)
+    if results.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Presets or weights files; vil_nano by default."),
+    ] = None,
+    backend: Annotated[
+        list[str], typer.Option(help="auto, openvino, onnxruntime or torch; repeatable.")
+    ] = ["auto"],  # noqa: B006
+    precision: Annotated[
+        list[str], typer.Option(help="auto, float32 or bfloat16; repeatable.")
+    ] = ["auto"],  # noqa: B006
+    threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; repeatable.")] = [1, 2],  # noqa: B006
+    tracks: Annotated[list[int], typer.Option(min=1, help="Targets a frame; repeatable.")] = [1],  # noqa: B006
+    frames: Annotated[int, typer.Option(min=1, help="Frames that count.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path(
+        "out/bench"
+    ),
+) -> None:
+    """Measure init and the stages of a step on 720p frames, beside CSRT and KCF."""
+    from vil_tracker_core.evaluation.bench import STAGES, BenchConfig, against_csrt, write
+    from vil_tracker_core.evaluation.bench import bench as measure
+
+    chosen = BenchConfig(
+        models=tuple(models or ["vil_nano"]),
+        backends=tuple(backend),
+        precisions=tuple(precision),
+        threads=tuple(threads),
+        tracks=tuple(tracks),
+        frames=frames,
+    )
+    result = measure(chosen)
+    table = Table(title=f"ms on {result['machine']['cpu']}, {frames} frames, median (p95)")
+    for heading in ("tracker", "threads", "tracks", "init", "update", *STAGES, "of CSRT a track"):
+        table.add_column(heading, justify="left" if heading == "tracker" else "right")
+    for run, share in zip(result["runs"], against_csrt(result), strict=True):
+        update = f"{run['update']['median_ms']:.1f} ({run['update']['p95_ms']:.1f})"
+        stages = [run["stages"].get(stage, {}).get("median_ms") for stage in STAGES]
+        table.add_row(
+            run["name"],
+            str(run["threads"]),
+            str(run["tracks"]),
+            f"{run['init']['median_ms']:.1f}",
+            update,
+            *("" if value is None else f"{value:.2f}" for value in stages),
+            f"{share:.2f}",
+        )
+    Console().print(table)
+    for memory in result["memory_mb"]:
+        typer.echo(
+            f"memory with {memory['threads']} threads: {memory['first']:.0f} MB after warm-up, "
+            f"{memory['last']:.0f} MB at the end"
+        )
+    write(result, out)
+    typer.echo(f"{out / 'bench.json'}, {out / 'bench.png'}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A weights file or a shipped preset.")],
+    out: Annotated[Path, typer.Argument(help="Folder for start.onnx and step.onnx.")],
+) -> None:
+    """Write the net as two ONNX graphs, checked against PyTorch in onnxruntime."""
+    from vil_tracker_core import weights
+    from vil_tracker_core.evaluation.agreement import export_checked
+    from vil_tracker_core.evaluation.bench import scene
+
+    frame_of = scene()
+    frames = (frame_of(number)[0] for number in range(20))
+    apart = export_checked(weights.load(weights.find(model)), out, frames, frame_of(0)[1])
+    typer.echo(
+        f"{out / 'start.onnx'}, {out / 'step.onnx'}\n"
+        f"from PyTorch at most, over 20 frames: box {apart.box:.1e} px, score {apart.score:.1e}, "
+        f"sigma {100 * apart.sigma:.1e} %"
+    )
 
 
 @app.command()
@@ -160,6 +443,52 @@ def bag_play(
     """Publish a bag's messages at their recorded times (needs ROS 2)."""
     arguments = [str(bag), "--rate", str(rate), *(["--loop"] if loop else [])]
     _run_ros_module("vil_tracker_ros.bag_player", arguments)
+
+
+@bag_app.command("eval")
+def bag_eval(
+    bag: Annotated[Path, typer.Argument(help="Bag folder, .mcap or .db3.")],
+    tracker: Annotated[str, typer.Option(help=TRACKER_HELP)] = "vil_nano",
+    truth: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Detection2D topic, or a file of x,y,w,h (a line a frame) or stamp,x,y,w,h; "
+            "/ground_truth where the bag has it."
+        ),
+    ] = None,
+    box: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="x,y,w,h of the target in the first frame; needed without truth."),
+    ] = None,
+    image_topic: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The frames' topic; the bag's only image topic by default."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report and runs.")] = Path("out/bag_eval"),
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a tracker.")] = 1,
+    device: Annotated[str, typer.Option(help="Where our network runs: cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run trackers on every frame of a bag and write a report; no ROS is needed.
+
+    With truth, joined to the frames on the stamp, the report has all metrics; without, the path,
+    the score and the time of every frame. Exit status as of `vil-tracker eval`.
+    """
+    from vil_tracker_core.evaluation.cases import BagSource
+
+    source = BagSource(bag, image_topic, truth, None if box is None else _parse_box(box))
+    _evaluate(source, tracker, out, 1, threads, device, as_json)
+
+
+def _parse_box(text: str) -> Box:
+    """The box of ``x,y,w,h``; raises ValueError where it is something else."""
+    from vil_tracker_core.geometry import Box
+
+    try:
+        x, y, w, h = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--box {text!r} is not x,y,w,h in pixels") from None
+    return Box(x, y, w, h)
 
 
 def _run_ros_module(module: str, arguments: list[str]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vision_msgs.msg import BoundingBox2D, Detection2D, ObjectHypothesisWithPose
 
 from vil_tracker_core.geometry import Box
+from vil_tracker_core.geometry import Image as Pixels
 from vil_tracker_core.tracking.online import TrackResult
 from vil_tracker_ros.msg import Track
 
@@ -73,3 +75,11 @@ def to_track(track_id: str, result: TrackResult, started_ns: int, frames: int) -
         frames=frames,
         reason=result.reason,
     )
+
+
+def to_image(pixels: Pixels, header: Header) -> Image:
+    """The bgr8 message of (H, W, 3) BGR pixels."""
+    height, width = pixels.shape[:2]
+    message = Image(header=header, height=height, width=width, encoding="bgr8", step=3 * width)
+    message.data = pixels.tobytes()  # from an array, rclpy would check it number by number
+    return message

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from vil_tracker_ros.conversions import (
     to_time,
 )
 from vil_tracker_ros.msg import Track, TrackArray
+from vil_tracker_ros.processes import process
 from vil_tracker_ros.srv import InitTrack, StopTrack
 
 CLIPS = ("rendered", "real")
@@ -46,22 +45,6 @@ def clips_folder() -> Path:
     from ament_index_python.packages import get_package_share_directory
 
     return Path(get_package_share_directory("vil_tracker_ros")) / "clips"
-
-
-@contextmanager
-def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module of this package as a process of its own, ended on leaving."""
-    child = subprocess.Popen([sys.executable, "-m", module, *arguments])
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
 
 
 @dataclass

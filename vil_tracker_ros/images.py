@@ -1,81 +1,27 @@
-"""Camera messages as BGR arrays, without copying more than needed."""
+"""Camera messages of either kind as BGR arrays; the core knows how (`vil_tracker_core.images`)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import cv2
-import numpy as np
-import numpy.typing as npt
 from sensor_msgs.msg import CompressedImage, Image
 
-BgrImage = npt.NDArray[np.uint8]
+from vil_tracker_core.geometry import Image as BgrImage
+from vil_tracker_core.images import (
+    ENCODINGS,
+    MAX_PIXELS,
+    ImageError,
+    compressed_to_bgr,
+    image_to_bgr,
+)
 
-
-class ImageError(ValueError):
-    """An image message that cannot be read; the message says why."""
-
-
-class _Encoding(NamedTuple):
-    """How a pixel lies in memory, and OpenCV's code that turns it into BGR (None: it is BGR)."""
-
-    channels: int
-    dtype: type[np.unsignedinteger]
-    to_bgr: int | None
-
-
-ENCODINGS = {
-    "bgr8": _Encoding(3, np.uint8, None),
-    "rgb8": _Encoding(3, np.uint8, cv2.COLOR_RGB2BGR),
-    "bgra8": _Encoding(4, np.uint8, cv2.COLOR_BGRA2BGR),
-    "rgba8": _Encoding(4, np.uint8, cv2.COLOR_RGBA2BGR),
-    "mono8": _Encoding(1, np.uint8, cv2.COLOR_GRAY2BGR),
-    "mono16": _Encoding(1, np.uint16, cv2.COLOR_GRAY2BGR),
-    "yuv422": _Encoding(2, np.uint8, cv2.COLOR_YUV2BGR_UYVY),
-    "yuv422_yuy2": _Encoding(2, np.uint8, cv2.COLOR_YUV2BGR_YUY2),
-}
-
-MAX_PIXELS = 64_000_000
-"""Larger images are refused: they would need more memory than a tracker should take."""
-
-
-def image_to_bgr(message: Image) -> BgrImage:
-    """(H, W, 3) uint8 BGR of a sensor_msgs/Image; raises ImageError naming what is wrong.
-
-    mono16 is reduced to its high byte.
-    """
-    encoding = ENCODINGS.get(message.encoding)
-    if encoding is None:
-        known = ", ".join(ENCODINGS)
-        raise ImageError(f"encoding {message.encoding!r} is not supported (supported: {known})")
-    height, width, step = message.height, message.width, message.step
-    if height == 0 or width == 0 or height * width > MAX_PIXELS:
-        raise ImageError(f"an image of {width}x{height} pixels cannot be used")
-    size = np.dtype(encoding.dtype).itemsize
-    row = width * encoding.channels * size
-    if step < row or len(message.data) < step * height:
-        raise ImageError(
-            f"{width}x{height} {message.encoding} needs {row} bytes a row, but step is {step} and "
-            f"data has {len(message.data)} bytes"
-        )
-    flat = np.frombuffer(message.data, dtype=np.uint8, count=step * height)
-    pixels = flat.reshape(height, step)[:, :row]
-    if size == 2:
-        high = 0 if message.is_bigendian else 1
-        pixels = pixels[:, high::2]
-    pixels = np.ascontiguousarray(pixels).reshape(height, width, encoding.channels)
-    if encoding.to_bgr is None:
-        return pixels
-    return np.asarray(cv2.cvtColor(pixels, encoding.to_bgr), dtype=np.uint8)
-
-
-def compressed_to_bgr(message: CompressedImage) -> BgrImage:
-    """(H, W, 3) uint8 BGR of a sensor_msgs/CompressedImage; raises ImageError."""
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ImageError(f"{data.size} bytes of format {message.format!r} are not a whole image")
-    return np.asarray(image, dtype=np.uint8)
+__all__ = [
+    "ENCODINGS",
+    "MAX_PIXELS",
+    "BgrImage",
+    "ImageError",
+    "compressed_to_bgr",
+    "image_to_bgr",
+    "to_bgr",
+]
 
 
 def to_bgr(message: Image | CompressedImage) -> BgrImage:

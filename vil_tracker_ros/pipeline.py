@@ -8,29 +8,45 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vil_tracker_core.geometry import Box, Image, validate_box
 from vil_tracker_core.tracking.multi import MultiTracker
-from vil_tracker_core.tracking.online import TrackResult
+from vil_tracker_core.tracking.network import Network
+from vil_tracker_core.tracking.online import TrackerConfig, TrackResult
 
 NS = 1_000_000_000
-MAX_HELD = 90
-"""Frames that are held at most, however long the history is."""
+LONGEST_ID = 64
+"""Characters of a track's id; it is sent with every frame."""
+FIRST_ROUND = 8
+"""Frames of a track's first round of catching up, where it has missed no more."""
+GRACE = 0.5
+"""Seconds that `Pipeline.close` waits for the frame in hand."""
 
 
 class Refused(ValueError):
     """A request that cannot be met; the message tells the caller why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
-    """A frame as received. ``message`` is decoded only when it is worked on."""
+    """A frame as received. ``message`` is decoded only when it is worked on.
+
+    Two of them are never equal, whatever their stamps.
+
+    Attributes:
+        stamp_ns: in the camera's clock.
+        message: what `Pipeline`'s decoder takes.
+        size: (width, height) in px.
+        memory: bytes that it takes while it is held.
+    """
 
     stamp_ns: int
     message: Any
+    size: tuple[int, int]
+    memory: int
 
 
 @dataclass
@@ -43,13 +59,24 @@ class TrackInfo:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """All tracks' results on one frame, and how long the work took (s)."""
+    """Tracks' results on one frame.
+
+    Attributes:
+        frame: the frame.
+        image: its pixels, (H, W, 3) BGR; None where no track needed them.
+        results, infos: one entry a track.
+        processing: how long the work took, seconds.
+        dropped: frames since the start that were sent but have not been worked on.
+        late: a track that catches up has seen a frame of the past.
+    """
 
     frame: Frame
+    image: Image | None
     results: dict[str, TrackResult]
     infos: dict[str, TrackInfo]
     processing: float
-    dropped: int
+    dropped: int = 0
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,37 +86,66 @@ class _Start:
     box: Box
 
 
+class _Tracks(MultiTracker):
+    """Tracks whose thresholds may change as they run."""
+
+    def configure(self, config: TrackerConfig) -> None:
+        self.config = config
+        for track in self._tracks.values():
+            track.config = config
+
+
+@dataclass
+class _Late:
+    """A track that follows the frames it has missed, until it can join the others.
+
+    It does so in rounds, each with half as many frames as the one before at most, evenly chosen
+    from those missed meanwhile. So it ends even where work is slower than the camera.
+    """
+
+    tracks: _Tracks
+    frames: deque[Frame]
+    seen_ns: int
+    limit: int
+
+
 class Pipeline:
-    """Runs a `MultiTracker` on a worker thread.
+    """Runs tracks on a worker thread.
 
     Args:
-        tracker: the tracks; only the worker touches them.
+        network: the net of all tracks.
+        config: their thresholds.
         decode: message -> (H, W, 3) BGR; may raise ValueError.
-        size_of: message -> (width, height); may raise ValueError.
         publish: called on the worker with each frame's results.
         report: called on the worker with a sentence when a frame or a track fails.
         history: seconds of frames to hold for boxes drawn in the past.
+        memory: bytes that these frames may take; the newest is held in any case.
         max_tracks: tracks at once.
     """
 
     def __init__(
         self,
-        tracker: MultiTracker,
+        network: Network,
+        config: TrackerConfig,
         decode: Callable[[Any], Image],
-        size_of: Callable[[Any], tuple[int, int]],
         publish: Callable[[FrameResult], None],
         report: Callable[[str], None],
         history: float,
+        memory: int,
         max_tracks: int,
     ) -> None:
-        self._tracker, self._decode, self._size_of = tracker, decode, size_of
-        self._publish, self._report = publish, report
-        self._history_ns, self._max_tracks = int(history * NS), max_tracks
+        self._tracks = _Tracks(network, config)  # this and _late are the worker's own
+        self._late: list[_Late] = []
+        self._decode, self._publish, self._report = decode, publish, report
+        self._history_ns, self._memory, self._max_tracks = int(history * NS), memory, max_tracks
         self._changed = threading.Condition()
         self._waiting: Frame | None = None
-        self._held: deque[Frame] = deque(maxlen=MAX_HELD)
+        self._held: deque[Frame] = deque()
+        self._held_memory = 0
+        self._replaced: set[Frame] = set()  # held frames that a newer one kept from being worked on
         self._starts: list[_Start] = []
         self._stops: set[str] = set()
+        self._config: TrackerConfig | None = None  # one that the worker has yet to take over
         self._infos: dict[str, TrackInfo] = {}  # accepted tracks, started or about to
         self._running = True
         self._dropped = 0
@@ -102,11 +158,33 @@ class Pipeline:
         with self._changed:
             if self._held and frame.stamp_ns < self._held[-1].stamp_ns:
                 self._held.clear()  # time jumped back: the past is no longer this stream's
+                self._replaced.clear()
+                self._held_memory = 0
             self._held.append(frame)
-            while frame.stamp_ns - self._held[0].stamp_ns > self._history_ns:
-                self._held.popleft()
-            self._dropped += self._waiting is not None
+            self._held_memory += frame.memory
+            while (
+                frame.stamp_ns - self._held[0].stamp_ns > self._history_ns
+                or self._held_memory > self._memory
+            ) and len(self._held) > 1:
+                old = self._held.popleft()
+                self._replaced.discard(old)
+                self._held_memory -= old.memory
+            if self._waiting is not None:
+                self._dropped += 1
+                if self._waiting in self._held:
+                    self._replaced.add(self._waiting)
             self._waiting = frame
+            self._changed.notify_all()
+
+    def miss(self, frames: int) -> None:
+        """Counts frames that were sent but not received as dropped."""
+        with self._changed:
+            self._dropped += frames
+
+    def configure(self, config: TrackerConfig) -> None:
+        """Gives running and coming tracks other thresholds, from the next frame on."""
+        with self._changed:
+            self._config = config
             self._changed.notify_all()
 
     def start_track(
@@ -123,9 +201,9 @@ class Pipeline:
         with self._changed:
             if not self._held:
                 raise Refused("no image has been received yet")
-            frame = self._held[-1]
-            if stamp_ns:
-                frame = self._frame_at(stamp_ns)
+            frame = self._frame_at(stamp_ns) if stamp_ns else self._held[-1]
+            if len(track_id) > LONGEST_ID:
+                raise Refused(f"the track id has {len(track_id)} letters, {LONGEST_ID} at most")
             if track_id in self._infos:
                 raise Refused(f"track id {track_id!r} is in use")
             if len(self._infos) >= self._max_tracks:
@@ -133,8 +211,7 @@ class Pipeline:
                     f"{len(self._infos)} tracks run already (parameter max_tracks): stop one first"
                 )
             try:
-                size = self._size_of(frame.message)
-                box = validate_box(to_box(*size), size)
+                box = validate_box(to_box(*frame.size), frame.size)
             except ValueError as error:
                 raise Refused(str(error)) from None
             if not track_id:
@@ -152,7 +229,7 @@ class Pipeline:
         with self._changed:
             if track_id and track_id not in self._infos:
                 running = ", ".join(self._infos) or "none"
-                raise Refused(f"there is no track {track_id!r} (running: {running})")
+                raise Refused(f"there is no track {track_id[:LONGEST_ID]!r} (running: {running})")
             stopped = [track_id] if track_id else list(self._infos)
             for name in stopped:
                 del self._infos[name]
@@ -161,12 +238,18 @@ class Pipeline:
             self._changed.notify_all()
             return stopped
 
-    def close(self) -> None:
-        """Ends the worker after the frame in hand; all tracks are gone."""
+    def close(self) -> bool:
+        """Ends the worker; all tracks are gone. Nothing is published after this has returned.
+
+        Returns:
+            Whether the worker is done. A frame in hand that takes longer than `GRACE` is left to
+            end by itself.
+        """
         with self._changed:
             self._running = False
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(GRACE)
+        return not self._thread.is_alive()
 
     def _frame_at(self, stamp_ns: int) -> Frame:
         for frame in self._held:
@@ -175,71 +258,145 @@ class Pipeline:
         first, last = self._held[0].stamp_ns / NS, self._held[-1].stamp_ns / NS
         raise Refused(
             f"no frame with stamp {stamp_ns / NS:.9f} is held; there are {len(self._held)} frames "
-            f"from {first:.9f} to {last:.9f} (parameter init_history)"
+            f"from {first:.9f} to {last:.9f} (parameters init_history, init_memory)"
         )
 
+    # the worker
+
     def _work(self) -> None:
-        worked_ns = -1  # stamp of the last frame that all tracks have seen
+        worked_ns = -1  # stamp of the last frame that all tracks but late ones have seen
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: not self._running or self._waiting or self._starts or self._stops
-                )
+                self._changed.wait_for(self._has_work)
                 if not self._running:
                     return
                 frame, self._waiting = self._waiting, None
                 starts, self._starts = self._starts, []
                 stops, self._stops = self._stops, set()
-                held, dropped = list(self._held), self._dropped
-            for name in stops:
-                if name in self._tracker.ids:
-                    self._tracker.remove(name)
-            if frame:
-                worked_ns = frame.stamp_ns
+                config, self._config = self._config, None
+            self._stop(stops)
+            if config:
+                for tracks in (self._tracks, *(late.tracks for late in self._late)):
+                    tracks.configure(config)
             for start in starts:
-                # the frame in hand is worked on below, with all tracks at once
-                missed = [f for f in held if start.frame.stamp_ns < f.stamp_ns <= worked_ns]
-                self._begin(start, [f for f in missed if f is not frame])
-            if frame and not any(start.frame is frame for start in starts):
-                self._step(self._tracker, frame, dropped)
+                if start.frame is not frame:
+                    self._start_on_past(start, worked_ns)
+            if frame:
+                self._step(frame, [start for start in starts if start.frame is frame])
+                worked_ns = frame.stamp_ns
+            if self._late:
+                self._catch_up(self._late[0], worked_ns)
 
-    def _begin(self, start: _Start, later: list[Frame]) -> None:
-        """Starts a track on its frame and lets it catch up with the frames received since."""
-        alone = MultiTracker(self._tracker.network, self._tracker.config)
+    def _has_work(self) -> bool:
+        asked = self._waiting or self._starts or self._stops or self._config
+        return bool(not self._running or asked or self._late)
+
+    def _stop(self, stops: set[str]) -> None:
+        for name in stops & set(self._tracks.ids):
+            self._tracks.remove(name)
+        self._late = [late for late in self._late if not stops & set(late.tracks.ids)]
+
+    def _step(self, frame: Frame, starts: Sequence[_Start]) -> None:
+        """Moves all tracks but late ones to a new frame, and starts those whose first it is."""
+        if not self._tracks.ids and not starts:
+            self._answer(FrameResult(frame, None, {}, {}, 0.0))
+            return
         tick = time.monotonic()
+        results: dict[str, TrackResult] = {}
+        try:
+            image = self._decode(frame.message)
+            if self._tracks.ids:
+                results = self._tracks.update(image, frame.stamp_ns / NS)
+        except Exception as error:
+            self._report(f"a frame could not be worked on: {error}")
+            for start in starts:
+                self._give_up(start, error)
+            return
+        for start in starts:
+            results |= self._begin(self._tracks, start, image)
+        self._answer(FrameResult(frame, image, results, {}, time.monotonic() - tick))
+
+    def _begin(self, tracks: _Tracks, start: _Start, image: Image) -> dict[str, TrackResult]:
+        """Adds a track; its first result, or none where that failed."""
+        try:
+            first = tracks.add(start.track_id, image, start.box, start.frame.stamp_ns / NS)
+        except Exception as error:
+            self._give_up(start, error)
+            return {}
+        return {start.track_id: first}
+
+    def _give_up(self, start: _Start, error: Exception) -> None:
+        self._report(f"track {start.track_id} could not start: {error}")
+        with self._changed:
+            self._infos.pop(start.track_id, None)
+
+    def _start_on_past(self, start: _Start, worked_ns: int) -> None:
+        """Starts a track that joins the others once it has caught up."""
+        tick = time.monotonic()
+        alone = _Tracks(self._tracks.network, self._tracks.config)
         try:
             image = self._decode(start.frame.message)
-            first = alone.add(start.track_id, image, start.box, start.frame.stamp_ns / NS)
         except Exception as error:
-            self._report(f"track {start.track_id} could not start: {error}")
-            with self._changed:
-                self._infos.pop(start.track_id, None)
+            self._give_up(start, error)
             return
-        self._answer(start.frame, {start.track_id: first}, time.monotonic() - tick, 0)
-        for frame in later:
-            self._step(alone, frame, 0)
-        self._tracker.adopt(alone)
+        first = self._begin(alone, start, image)
+        if not first:
+            return
+        taken = time.monotonic() - tick
+        self._answer(FrameResult(start.frame, image, first, {}, taken, late=True))
+        seen_ns = start.frame.stamp_ns
+        missed = self._missed(seen_ns, worked_ns)
+        if missed:
+            limit = max(len(missed), FIRST_ROUND)
+            self._late.append(_Late(alone, deque(missed), seen_ns, limit))
+        else:
+            self._tracks.adopt(alone)
 
-    def _step(self, tracker: MultiTracker, frame: Frame, dropped: int) -> None:
-        if not tracker.ids:
-            self._answer(frame, {}, 0.0, dropped)
-            return
+    def _missed(self, seen_ns: int, worked_ns: int) -> list[Frame]:
+        """Held frames that the other tracks have seen and one that has seen ``seen_ns`` has not."""
+        with self._changed:
+            return [frame for frame in self._held if seen_ns < frame.stamp_ns <= worked_ns]
+
+    def _catch_up(self, late: _Late, worked_ns: int) -> None:
+        """One frame of a late track; the others get their turn between any two."""
+        frame = late.frames.popleft()
+        late.seen_ns = frame.stamp_ns
         tick = time.monotonic()
         try:
-            results = tracker.update(self._decode(frame.message), frame.stamp_ns / NS)
+            image = self._decode(frame.message)
+            results = late.tracks.update(image, frame.stamp_ns / NS)
         except Exception as error:
-            self._report(f"frame {frame.stamp_ns / NS:.9f} could not be worked on: {error}")
+            self._report(f"a frame could not be worked on: {error}")
+        else:
+            taken = time.monotonic() - tick
+            self._answer(FrameResult(frame, image, results, {}, taken, late=True))
+        if late.frames:
             return
-        self._answer(frame, results, time.monotonic() - tick, dropped)
+        late.limit //= 2
+        missed = self._missed(late.seen_ns, worked_ns)
+        if missed and late.limit:
+            stride = -(-len(missed) // late.limit)
+            late.frames.extend(missed[::-stride][::-1])  # the newest is one of them
+        else:
+            self._late.remove(late)
+            self._tracks.adopt(late.tracks)
 
-    def _answer(
-        self, frame: Frame, results: dict[str, TrackResult], processing: float, dropped: int
-    ) -> None:
+    def _answer(self, done: FrameResult) -> None:
+        """Publishes results of the tracks that have not been stopped meanwhile."""
         with self._changed:
-            infos = {}
-            for name in results:
+            if not self._running:
+                return
+            if done.frame in self._replaced:  # a track that catches up sees it after all
+                self._replaced.remove(done.frame)
+                self._dropped -= 1
+            done = replace(done, dropped=self._dropped)
+            for name in done.results:
                 if name in self._infos:
                     self._infos[name].frames += 1
-                    infos[name] = TrackInfo(**vars(self._infos[name]))
-        kept = {name: result for name, result in results.items() if name in infos}
-        self._publish(FrameResult(frame, kept, infos, processing, dropped))
+                    done.infos[name] = TrackInfo(**vars(self._infos[name]))
+        for name in done.results.keys() - done.infos.keys():
+            del done.results[name]
+        try:
+            self._publish(done)
+        except Exception as error:
+            self._report(f"results could not be published: {error}")

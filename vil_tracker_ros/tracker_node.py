@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
 from rclpy._rclpy_pybind11 import RCLError
+from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
 from sensor_msgs.msg import CompressedImage, Image
 from vision_msgs.msg import Detection2D, Detection2DArray
 
@@ -20,12 +28,30 @@ from vil_tracker_core.geometry import Box
 from vil_tracker_core.tracking.multi import MultiTracker
 from vil_tracker_core.tracking.network import Network, open_network
 from vil_tracker_core.tracking.online import TrackerConfig, TrackState
-from vil_tracker_ros import parameters
-from vil_tracker_ros.conversions import from_bounding_box, stamp_ns, to_detection, to_time, to_track
-from vil_tracker_ros.images import to_bgr
+from vil_tracker_ros import camera, parameters
+from vil_tracker_ros.conversions import (
+    from_bounding_box,
+    stamp_ns,
+    to_detection,
+    to_image,
+    to_time,
+    to_track,
+)
+from vil_tracker_ros.diagnostics import Health
+from vil_tracker_ros.drawing import draw
 from vil_tracker_ros.msg import TrackArray
 from vil_tracker_ros.pipeline import NS, Frame, FrameResult, Pipeline, Refused
 from vil_tracker_ros.srv import InitTrack, StopTrack
+
+DIAGNOSTICS_PERIOD = 1.0
+"""Seconds between two messages on /diagnostics."""
+
+IMAGE_KINDS = {"raw": Image, "compressed": CompressedImage}
+"""Message types by the parameter image_transport."""
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+FAILURE = TransitionCallbackReturn.FAILURE
+ERROR = TransitionCallbackReturn.ERROR
 
 
 class TrackerNode(LifecycleNode):
@@ -34,34 +60,63 @@ class TrackerNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("vil_tracker")
         self.values = parameters.declare(self)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self.add_post_set_parameters_callback(self._on_parameters_set)
         self._network: Network | None = None
         self._pipeline: Pipeline | None = None
-        # The services exist in every state: a call while inactive is answered with the reason.
+        self._outputs: list[Any] = []
+        self._finished = False
+        self._publishers_heard = 0  # of images, as of the last look
+        self._last_number: int | None = None  # of the last image, by its publisher's count
+        self._health = Health()
+        # The services and /diagnostics exist in every state: a call while inactive is answered
+        # with the reason.
         self.create_service(InitTrack, "init_track", self._on_init)
         self.create_service(StopTrack, "stop_track", self._on_stop)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # a clock of its own: simulated time may stand still
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(DIAGNOSTICS_PERIOD, self._diagnose, clock=steady)
+
+    @property
+    def lifecycle(self) -> str:
+        """unconfigured, inactive, active or finalized."""
+        if self._finished:
+            return "finalized"
+        if self._pipeline is not None:
+            return "active"
+        return "unconfigured" if self._network is None else "inactive"
 
     # lifecycle
 
     def start(self) -> bool:
         """Configures and activates the node without a lifecycle manager; False where it failed."""
-        done = TransitionCallbackReturn.SUCCESS
-        return self.trigger_configure() is done and self.trigger_activate() is done
+        return self.trigger_configure() is SUCCESS and self.trigger_activate() is SUCCESS
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         values = self.values
+        self._health.restart()
+        self.get_logger().info(f"loading {values['weights']}")
         try:
-            self._network = open_network(
-                values["weights"], values["backend"], values["device"], values["threads"]
+            network = open_network(
+                values["weights"],
+                values["backend"],
+                values["device"],
+                values["threads"],
+                values["precision"],
             )
-            self._warm_up(self._network)
-        except (ValueError, RuntimeError) as error:
-            self.get_logger().error(f"not configured: {error}")
-            return TransitionCallbackReturn.FAILURE
+            self._warm_up(network)
+        except Exception as error:  # whatever a weights file or a device may cause
+            return self._fail("not configured", error, FAILURE)
         out = QoSProfile(depth=10)
         self._detection = self.create_publisher(Detection2D, "detection", out)
         self._detections = self.create_publisher(Detection2DArray, "detections", out)
         self._tracks = self.create_publisher(TrackArray, "tracks", out)
-        return TransitionCallbackReturn.SUCCESS
+        self._debug = self.create_publisher(Image, "debug_image", QoSProfile(depth=1))
+        self._outputs = [self._detection, self._detections, self._tracks, self._debug]
+        self._network = network
+        self.get_logger().info(f"configured: {network.backend} in {network.precision}")
+        return SUCCESS
 
     @staticmethod
     def _warm_up(network: Network) -> None:
@@ -73,68 +128,126 @@ class TrackerNode(LifecycleNode):
             tracker.update(frame, float(number))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        if self._network is None:
-            return TransitionCallbackReturn.ERROR
-        values = self.values
-        config = TrackerConfig(
-            confident=values["confident"],
-            doubtful=values["doubtful"],
-            patience=values["patience"],
-        )
-        self._pipeline = Pipeline(
-            MultiTracker(self._network, config),
-            decode=to_bgr,
-            size_of=self._size_of,
-            publish=self._publish,
-            report=self.get_logger().error,
-            history=values["init_history"],
-            max_tracks=values["max_tracks"],
-        )
-        kind = CompressedImage if values["image_transport"] == "compressed" else Image
-        newest_only = QoSProfile(
-            depth=1,
-            reliability=qos_profile_sensor_data.reliability,
-            durability=qos_profile_sensor_data.durability,
-        )
-        self._subscription = self.create_subscription(kind, "image", self._on_image, newest_only)
+        self._health.restart()
+        try:
+            self._listen()
+        except Exception as error:
+            return self._fail("not activated", error, ERROR)
         self.get_logger().info(f"active: listening to {self._subscription.topic_name}")
         return super().on_activate(state)
+
+    def _listen(self) -> None:
+        """Starts the worker, then reception."""
+        values = self.values
+        if self._network is None:
+            raise RuntimeError("no network is loaded")
+        self._last_number = None
+        self._pipeline = Pipeline(
+            self._network,
+            _thresholds(values),
+            decode=camera.to_bgr,
+            publish=self._publish,
+            report=self._report,
+            history=values["init_history"],
+            memory=values["init_memory"] * 10**6,
+            max_tracks=values["max_tracks"],
+        )
+        self._subscription = self.create_subscription(
+            IMAGE_KINDS[values["image_transport"]],
+            "image",
+            self._on_image,
+            QoSProfile(
+                depth=values["image_depth"],
+                reliability=ReliabilityPolicy[values["image_reliability"].upper()],
+                durability=DurabilityPolicy.VOLATILE,
+            ),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible),
+        )
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.stop_working()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        for publisher in (self._detection, self._detections, self._tracks):
-            self.destroy_publisher(publisher)
-        self._network = None
-        return TransitionCallbackReturn.SUCCESS
+        self._unload()
+        return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.stop_working()
-        return TransitionCallbackReturn.SUCCESS
+        self._unload()
+        self._finished = True
+        return SUCCESS
 
-    def stop_working(self) -> None:
-        """Ends reception and the worker; all tracks are gone."""
-        if self._pipeline is not None:
-            self.destroy_subscription(self._subscription)
-            self._pipeline.close()
-            self._pipeline = None
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Whatever failed, everything is given back: the node can be configured again."""
+        self.stop_working()
+        self._unload()
+        return SUCCESS
+
+    def _unload(self) -> None:
+        for publisher in self._outputs:
+            self.destroy_publisher(publisher)
+        self._outputs = []
+        self._network = None
+
+    def _fail(
+        self, what: str, error: Exception, outcome: TransitionCallbackReturn
+    ) -> TransitionCallbackReturn:
+        reason = f"{what}: {error}"
+        self.get_logger().error(reason)
+        self._health.fail(reason)
+        return outcome
+
+    def stop_working(self) -> bool:
+        """Ends reception and the worker; all tracks are gone. False where the worker still has to
+        end the frame in hand."""
+        if self._pipeline is None:
+            return True
+        pipeline, self._pipeline = self._pipeline, None
+        self.destroy_subscription(self._subscription)
+        return pipeline.close()
 
     # frames
 
-    def _size_of(self, message: Any) -> tuple[int, int]:
-        """(width, height) of a message; a compressed one is decoded for it, once a track."""
-        if isinstance(message, Image):
-            return message.width, message.height
-        height, width = to_bgr(message).shape[:2]
-        return width, height
+    def _on_image(self, message: Any, info: dict[str, Any]) -> None:
+        """Takes an image; ``info`` is the middleware's, with the publisher's count of images."""
+        if self._pipeline is None:
+            return
+        self._pipeline.miss(self._missed_before(info.get("publication_sequence_number")))
+        stamp = stamp_ns(message.header.stamp)
+        self._health.receive(stamp)
+        try:
+            size = camera.size_of(message)
+        except ValueError as error:
+            if self._health.refuse(camera.kind_of(message), str(error)):
+                self.get_logger().error(f"an image is refused: {error} (said once, then counted)")
+            return
+        self._pipeline.offer(Frame(stamp, message, size, len(message.data)))
 
-    def _on_image(self, message: Any) -> None:
-        if self._pipeline is not None:
-            self._pipeline.offer(Frame(stamp_ns(message.header.stamp), message))
+    def _missed_before(self, number: int | None) -> int:
+        """How many images were lost, or replaced by newer ones, between the last one and this.
+
+        The count is each publisher's own, so two of them on the topic cannot be told apart.
+        """
+        last, self._last_number = self._last_number, number
+        if last is None or number is None or self._publishers_heard > 1:
+            return 0
+        return max(number - last - 1, 0)
+
+    def _on_incompatible(self, event: Any) -> None:
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        topic = self._subscription.topic_name
+        reason = f"a publisher on {topic} offers an incompatible {policy}: its images do not arrive"
+        self._health.mismatch(reason)
+        self.get_logger().error(f"{reason} (parameter image_reliability)")
+
+    def _report(self, reason: str) -> None:
+        """Called by the worker where a frame or a track fails; each kind is logged once."""
+        if self._health.fault(reason):
+            self.get_logger().error(f"{reason} (said once, then counted)")
 
     def _publish(self, done: FrameResult) -> None:
+        """Called by the worker with a frame's results."""
         header = done.frame.message.header
         found = [
             to_detection(name, result, header)
@@ -151,6 +264,10 @@ class TrackerNode(LifecycleNode):
         ]
         tracks.latency = (self.get_clock().now().nanoseconds - done.frame.stamp_ns) / NS
         self._tracks.publish(tracks)
+        self._health.answer(done, tracks.latency)
+        if not done.late and self._debug.get_subscription_count() > 0:
+            image = done.image if done.image is not None else camera.to_bgr(done.frame.message)
+            self._debug.publish(to_image(draw(image, done.results, tracks.latency), header))
 
     # services
 
@@ -193,34 +310,103 @@ class TrackerNode(LifecycleNode):
             raise Refused("the node is not active: activate it first (ros2 lifecycle set)")
         return self._pipeline
 
+    # parameters
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the node until it is told to stop; the exit status says whether it could start."""
+    def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        try:
+            parameters.validate_changes(self.values, _ours(changes), self.lifecycle)
+        except parameters.ParameterError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _on_parameters_set(self, changes: list[Parameter]) -> None:
+        self.values |= _ours(changes)
+        if self._pipeline is not None:
+            self._pipeline.configure(_thresholds(self.values))
+
+    # diagnostics
+
+    def _diagnose(self) -> None:
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: tracking"
+        status = self._health.status(name, self.lifecycle, self._source(), time.monotonic())
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+    def _source(self) -> str:
+        """Where images come from, and whether they can be what is listened for."""
+        topic = self.resolve_topic_name("image")
+        publishers = self.get_publishers_info_by_topic(topic)
+        self._publishers_heard = len(publishers)
+        kind = IMAGE_KINDS[self.values["image_transport"]].__name__
+        others = {p.topic_type for p in publishers} - {f"sensor_msgs/msg/{kind}"}
+        if others:
+            return f"{topic}, which carries {', '.join(sorted(others))} (parameter image_transport)"
+        return f"{topic} (publishers: {len(publishers)})"
+
+
+def _thresholds(values: dict[str, Any]) -> TrackerConfig:
+    return TrackerConfig(
+        confident=values["confident"], doubtful=values["doubtful"], patience=values["patience"]
+    )
+
+
+def _ours(changes: list[Parameter]) -> dict[str, Any]:
+    """The changed parameters that the table has; use_sim_time and others are rclpy's."""
+    return {change.name: change.value for change in changes if change.name in parameters.ROWS}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the node until it is told to stop, and ends the process; its exit status is 2 where the
+    node could not start."""
     cv2.setNumThreads(1)  # its threads would fight with the net's
-    rclpy.init(args=argv)
+    # Both signals interrupt Python at once, also while a network is loaded; rclpy's own handlers,
+    # which pass them on, only wake what waits.
+    _on_signals(_interrupt)
+    node: TrackerNode | None = None
+    status = 0
     try:
+        rclpy.init(args=argv)
         node = TrackerNode()
+        status = _run(node)
     except parameters.ParameterError as error:
         print(f"vil_tracker: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        if node.values["autostart"] and not node.start():
-            return 2
-        executor.spin()
+        status = 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except RCLError:
         if rclpy.ok():  # else the context went while a transition was under way
             raise
-    finally:
+    if node is not None:
         node.stop_working()
         node.destroy_node()
-        rclpy.try_shutdown()
+    rclpy.try_shutdown()
+    # Nothing is left to be done, and Python would take most of a second to take PyTorch apart; nor
+    # is a worker waited for that is deep in a frame.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _run(node: TrackerNode) -> int:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    if node.values["autostart"] and not node.start():
+        return 2
+    executor.spin()
     return 0
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """Once: a terminal and a launch file may both pass on the same Ctrl-C."""
+    _on_signals(signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,14 @@ import rclpy
 import yaml
 from rclpy.node import Node
 
-from vil_tracker_ros.parameters import TABLE, ParameterError, declare, readme_rows
+from vil_tracker_ros.parameters import (
+    STATES,
+    TABLE,
+    ParameterError,
+    declare,
+    readme_rows,
+    validate_changes,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +55,8 @@ class TestDeclare:
             ("patience:=soon", "patience"),
             ("image_transport:=theora", "'theora' is not one of raw, compressed"),
             ("doubtful:=0.9", "doubtful must not be above confident"),
+            ("confident:=.nan", "confident"),
+            ("patience:=.inf", "patience"),
         ],
     )
     def test_a_bad_value_is_named(self, value: str, words: str) -> None:
@@ -56,14 +65,46 @@ class TestDeclare:
             declare(node)
         node.destroy_node()
 
-    def test_every_parameter_is_described_and_fixed_at_start(self) -> None:
+    def test_every_parameter_is_described(self) -> None:
         node = node_with()
         declare(node)
         for row in TABLE:
             described = node.describe_parameter(row.name)
             assert row.description in described.description
-            assert described.read_only
+            assert described.read_only == (row.name == "autostart")
         node.destroy_node()
+
+
+DEFAULTS = {row.name: row.default for row in TABLE}
+
+
+class TestChanges:
+    @pytest.mark.parametrize("state", STATES[:3])
+    def test_thresholds_change_at_any_time(self, state: str) -> None:
+        validate_changes(DEFAULTS, {"confident": 0.9, "doubtful": 0.8, "patience": 2.0}, state)
+
+    def test_two_thresholds_are_judged_together(self) -> None:
+        with pytest.raises(ParameterError, match="doubtful must not be above confident"):
+            validate_changes(DEFAULTS, {"doubtful": 0.8}, "active")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "state", "remedy"),
+        [
+            ("max_tracks", 2, "active", "deactivate it first"),
+            ("weights", "x", "active", "deactivate and clean it up first"),
+            ("weights", "x", "inactive", "deactivate and clean it up first"),
+            ("patience", 1.0, "finalized", "start another"),
+        ],
+    )
+    def test_a_change_that_comes_too_late_is_refused_with_the_remedy(
+        self, name: str, value: object, state: str, remedy: str
+    ) -> None:
+        with pytest.raises(ParameterError, match=f"{name} cannot change .* {state}: .*{remedy}"):
+            validate_changes(DEFAULTS, {name: value}, state)
+
+    def test_a_choice_is_kept_to(self) -> None:
+        with pytest.raises(ParameterError, match="'lossless' is not one of raw, compressed"):
+            validate_changes(DEFAULTS, {"image_transport": "lossless"}, "inactive")
 
 
 def test_the_readme_shows_this_table() -> None:

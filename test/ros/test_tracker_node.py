@@ -2,151 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
-from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image
-from vision_msgs.msg import Detection2D, Detection2DArray
+from ground import NODE, Ground, node, request, running
 
 from vil_tracker_core import weights
 from vil_tracker_core.data.sequence import Sequence
 from vil_tracker_core.evaluation.bags import make_bag, open_bag
 from vil_tracker_core.geometry import Box, iou
-from vil_tracker_ros.conversions import from_bounding_box, stamp_ns, to_bounding_box, to_time
-from vil_tracker_ros.msg import TrackArray
-from vil_tracker_ros.srv import InitTrack, StopTrack
+from vil_tracker_ros.conversions import from_bounding_box, stamp_ns, to_time
+from vil_tracker_ros.srv import StopTrack
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "clips" / "rendered"
 FRAMES = 16
-NODE = "vil_tracker_ros.tracker_node"
-PATIENCE = 40.0  # s; never slept, only waited for at most
-
-
-class Ground(Node):
-    """The ground station: publishes frames, calls the services, keeps what comes back."""
-
-    def __init__(self) -> None:
-        super().__init__("ground")
-        self.detections: list[Detection2D] = []
-        self.arrays: list[Detection2DArray] = []
-        self.tracks: list[TrackArray] = []
-        many = QoSProfile(depth=200)
-        self.create_subscription(Detection2D, "detection", self.detections.append, many)
-        self.create_subscription(Detection2DArray, "detections", self.arrays.append, many)
-        self.create_subscription(TrackArray, "tracks", self.tracks.append, many)
-        self.image = self.create_publisher(Image, "image", QoSProfile(depth=10))
-        self.init = self.create_client(InitTrack, "init_track")
-        self.stop = self.create_client(StopTrack, "stop_track")
-        self.executor_ = SingleThreadedExecutor()
-        self.executor_.add_node(self)
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, f"waited {PATIENCE:g} s for {what}"
-            self.executor_.spin_once(timeout_sec=0.02)
-
-    def call(self, client: Any, request: Any) -> Any:
-        self.until(client.service_is_ready, "a service")
-        future = client.call_async(request)
-        self.until(future.done, "an answer")
-        return future.result()
-
-    def until_active(self) -> None:
-        """The node listens to `image` and its results are heard here."""
-        self.until(lambda: self.count_subscribers("image") > 0, "the node to listen")
-        self.until(lambda: self.count_publishers("tracks") > 0, "the node's publisher")
-
-    def send(self, number: int, frame: np.ndarray | None = None, **changed: Any) -> int:
-        """Publishes one frame; returns its stamp in ns."""
-        if frame is None:
-            frame = np.full((120, 160, 3), 90, dtype=np.uint8)
-            frame[40:60, 50:80] = (30, 60, 200)
-        stamp = (number + 1) * 100_000_000
-        message = Image(
-            height=frame.shape[0],
-            width=frame.shape[1],
-            encoding="bgr8",
-            step=3 * frame.shape[1],
-            data=frame.tobytes(),
-        )
-        message.header.stamp, message.header.frame_id = to_time(stamp), "camera"
-        for name, value in changed.items():
-            setattr(message, name, value)
-        self.image.publish(message)
-        return stamp
-
-    def send_first(self, number: int) -> int:
-        """Publishes one frame again and again until it is answered; returns its stamp in ns.
-
-        Each side finds the other on its own: a frame sent when the node's subscription is known
-        here may still be lost, since the node need not know this publisher yet.
-        """
-        end = time.monotonic() + PATIENCE
-        while True:
-            stamp = self.send(number)
-            again = time.monotonic() + 1.0
-            while time.monotonic() < again:
-                if self.answered(stamp):
-                    return stamp
-                self.executor_.spin_once(timeout_sec=0.02)
-            assert time.monotonic() < end, f"waited {PATIENCE:g} s for the first frame"
-
-    def answered(self, stamp: int) -> bool:
-        """The node has sent its last message about a frame."""
-        return any(stamp_ns(tracks.header.stamp) == stamp for tracks in self.tracks)
-
-
-@contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python module as a process, ended on leaving."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-        try:
-            child.communicate(timeout=15)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.communicate()
-
-
-def node(*parameters: str) -> Any:
-    values = [part for value in parameters for part in ("-p", value)]
-    return running(NODE, "--ros-args", *values)
-
-
-@pytest.fixture
-def ground(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
-    # a domain a test: nothing of the last test's node is heard in the next
-    Ground.domain = 10 + (getattr(Ground, "domain", os.getpid()) + 1) % 90
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(Ground.domain))
-    rclpy.init()
-    made = Ground()
-    yield made
-    made.destroy_node()
-    rclpy.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +35,6 @@ def slow_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sequence = Sequence("slow", boxes, np.arange(FRAMES) / 4, frames.__getitem__)
     make_bag(sequence, bag)
     return bag
-
-
-def request(box: Box, **changed: Any) -> InitTrack.Request:
-    return InitTrack.Request(bbox=to_bounding_box(box), **changed)
 
 
 def test_every_frame_of_a_bag_comes_back_as_a_detection(ground: Ground, slow_bag: Path) -> None:
@@ -205,8 +75,10 @@ def test_every_frame_of_a_bag_comes_back_as_a_detection(ground: Ground, slow_bag
     assert (position.x, position.y) == (last.bbox.center.position.x, last.bbox.center.position.y)
 
 
-def test_bad_calls_and_bad_frames_get_a_reason_and_the_node_lives(ground: Ground) -> None:
-    with node() as child:
+def test_bad_calls_and_bad_frames_get_a_reason_and_the_node_lives(
+    ground: Ground, tiny: str
+) -> None:
+    with node(tiny) as child:
         ground.until_active()
         box = Box(50, 40, 30, 20)
         refusal = ground.call(ground.init, request(box))
@@ -234,8 +106,8 @@ def test_bad_calls_and_bad_frames_get_a_reason_and_the_node_lives(ground: Ground
         assert child.poll() is None
 
 
-def test_a_normalised_box_is_scaled_to_the_image(ground: Ground) -> None:
-    with node():
+def test_a_normalised_box_is_scaled_to_the_image(ground: Ground, tiny: str) -> None:
+    with node(tiny):
         ground.until_active()
         ground.send_first(0)
         unit = request(Box(0.25, 0.5, 0.5, 0.25), normalized=True)
@@ -245,7 +117,7 @@ def test_a_normalised_box_is_scaled_to_the_image(ground: Ground) -> None:
     assert box == pytest.approx(Box(40, 60, 80, 30))
 
 
-def test_a_node_killed_in_mid_clip_tracks_on_after_a_new_init(ground: Ground) -> None:
+def test_a_node_killed_in_mid_clip_tracks_on_after_a_new_init(ground: Ground, tiny: str) -> None:
     def follow(first: int) -> None:
         ground.until_active()
         ground.send_first(first)
@@ -254,13 +126,13 @@ def test_a_node_killed_in_mid_clip_tracks_on_after_a_new_init(ground: Ground) ->
         ground.until(lambda: ground.answered(stamp), "the next frame")
         assert [len(tracks.tracks) for tracks in ground.tracks][-1] == 1
 
-    with node() as child:
+    with node(tiny) as child:
         follow(first=0)
         child.kill()
         child.wait()
     # DDS notices after a while; until then the dead node would count as one that listens
     ground.until(lambda: ground.count_subscribers("image") == 0, "the node to be gone")
-    with node():
+    with node(tiny):
         follow(first=10)
 
 
@@ -300,9 +172,30 @@ def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_sigterm_ends_the_node_cleanly(ground: Ground) -> None:
-    with node() as child:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_node_in_the_middle_of_its_work(
+    ground: Ground, tiny: str, number: signal.Signals
+) -> None:
+    with node(tiny) as child:
         ground.until_active()
+        ground.send_first(0)
+        assert ground.call(ground.init, request()).success
+        for frame in range(1, 20):
+            ground.send(frame)
+        child.send_signal(number)
+        child.send_signal(number)  # a terminal and a launch file may both pass it on
+        output, _ = child.communicate(timeout=60)
+        assert child.returncode == 0, output
+    assert "Traceback" not in output
+
+
+def test_a_signal_ends_the_node_while_it_loads(tiny: str, domain: int) -> None:
+    with node(tiny, "backend:=onnxruntime") as child:
+        # the first sign of the node, before the net is loaded
+        assert child.stdout is not None
+        assert "loading" in child.stdout.readline()
         child.send_signal(signal.SIGTERM)
-        child.wait(timeout=15)
-        assert child.returncode == 0
+        output, _ = child.communicate(timeout=60)
+        assert child.returncode == 0, output
+    assert "active" not in output
+    assert "Traceback" not in output

@@ -10,9 +10,12 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from vil_tracker_core.geometry import Image
+from vil_tracker_core.training.batches import TaughtClips
 from vil_tracker_core.training.config import TrainConfig
 
 MakeConfig = Callable[..., TrainConfig]
@@ -58,6 +61,18 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def batch_of() -> Callable[..., dict[str, Tensor]]:
+    """A function (config, micro=0) -> the micro-batch of that number."""
+
+    def batch(config: TrainConfig, micro: int = 0) -> dict[str, Tensor]:
+        clips = TaughtClips(config)
+        items = [clips[micro * config.batch + index] for index in range(config.batch)]
+        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+    return batch
+
+
 @pytest.fixture
 def make_config(training_folder: Path) -> MakeConfig:
     """A function (data={...}, **changes) -> config of a short run of vil_tiny on the folder."""
@@ -83,28 +98,115 @@ def make_config(training_folder: Path) -> MakeConfig:
     return make
 
 
-@pytest.fixture
-def teacher_network(tmp_path: Path) -> Path:
-    """image (1, 3, 16, 16) -> mean over 4x4 patches, times 2 ("inner") -> a sum ("out")."""
-    weight = np.zeros((3, 3, 4, 4), dtype=np.float32)
-    for channel in range(3):
-        weight[channel, channel] = 1 / 16
-    nodes = [
-        helper.make_node("Conv", ["image", "weight"], ["patches"], strides=[4, 4]),
-        helper.make_node("Mul", ["patches", "two"], ["inner"]),
-        helper.make_node("ReduceSum", ["inner"], ["out"], keepdims=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "teacher",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 16, 16])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [])],
-        [
-            numpy_helper.from_array(weight, "weight"),
-            numpy_helper.from_array(np.array(2.0, dtype=np.float32), "two"),
-        ],
+def _mean_of_cells(
+    name: str, image: str, out: str, size: int, channels: int, pad: tuple[int, int]
+) -> tuple[onnx.NodeProto, onnx.TensorProto]:
+    """A convolution: means over colours and size x size px, 16 px apart, in equal channels."""
+    weight = np.full((channels, 3, size, size), 1 / (3 * size * size), dtype=np.float32)
+    pads = [pad[0], pad[0], pad[1], pad[1]]
+    node = helper.make_node("Conv", [image, name], [out], strides=[16, 16], pads=pads)
+    return node, numpy_helper.from_array(weight, name)
+
+
+def _save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[int]],
+    outputs: dict[str, list[int]],
+    constants: list[onnx.TensorProto],
+) -> None:
+    def info(values: dict[str, list[int]]) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in values.items()
+        ]
+
+    graph = helper.make_graph(nodes, "teacher", info(inputs), info(outputs), constants)
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+
+
+def _constant(name: str, values: object) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(values, dtype=np.float32), name)
+
+
+@pytest.fixture(scope="session")
+def fear_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Networks of FEAR-XS's layout whose answers can be worked out.
+
+    features: the mean brightness of each 16 px cell. cls: (brightness around the point - 128) / 8.
+    bbox: 20, 10, 30, 40 px to the left, top, right and bottom, times the template's brightness
+    over 100.
+    """
+    folder = tmp_path_factory.mktemp("fear")
+    dense, weight = _mean_of_cells("dense_weight", "image", "features", 16, 256, (0, 0))
+    _save(
+        folder / "fear_xs_template.onnx",
+        [dense],
+        {"image": [1, 3, 128, 128]},
+        {"features": [1, 256, 8, 8]},
+        [weight],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    path = tmp_path / "teacher.onnx"
-    onnx.save(model, str(path))
-    return path
+    dense, weight = _mean_of_cells("dense_weight", "image", "input.125", 16, 256, (0, 0))
+    points, points_weight = _mean_of_cells("points_weight", "image", "bright", 16, 1, (8, 0))
+    nodes = [
+        dense,
+        points,
+        helper.make_node("Sub", ["bright", "half"], ["above"]),
+        helper.make_node("Div", ["above", "eight"], ["cls"]),
+        helper.make_node("ReduceMean", ["template_features"], ["light"], keepdims=1),
+        helper.make_node("Mul", ["light", "sides"], ["scaled"]),
+        helper.make_node("Mul", ["bright", "zero"], ["blank"]),
+        helper.make_node("Add", ["scaled", "blank"], ["bbox"]),
+    ]
+    sides = np.array([20, 10, 30, 40]).reshape(1, 4, 1, 1) / 100
+    constants = [_constant("half", 128), _constant("eight", 8), _constant("zero", 0)]
+    _save(
+        folder / "fear_xs_track.onnx",
+        nodes,
+        {"image": [1, 3, 256, 256], "template_features": [1, 256, 8, 8]},
+        {"bbox": [1, 4, 16, 16], "cls": [1, 1, 16, 16]},
+        [weight, points_weight, _constant("sides", sides), *constants],
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of NanoTrack's layout, in which only the blue channel counts.
+
+    output: blue of each 16 px cell. output1: 0 and (blue around the point - 128) / 8. output2: as
+    FEAR-XS's bbox, of the template's blue.
+    """
+    folder = tmp_path_factory.mktemp("nano")
+    node, weight = _mean_of_cells("weight", "input", "output", 16, 96, (0, 1))
+    blue = numpy_helper.to_array(weight) * np.array([3, 0, 0]).reshape(1, 3, 1, 1)
+    weight = numpy_helper.from_array(blue.astype(np.float32), "weight")
+    _save(
+        folder / "nanotrack_backbone.onnx",
+        [node],
+        {"input": [1, 3, 255, 255]},
+        {"output": [1, 96, 16, 16]},
+        [weight],
+    )
+    nodes = [
+        helper.make_node("AveragePool", ["input2"], ["around"], kernel_shape=[2, 2]),
+        helper.make_node("ReduceMean", ["around"], ["bright"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["bright", "half"], ["above"]),
+        helper.make_node("Div", ["above", "eight"], ["on"]),
+        helper.make_node("Mul", ["bright", "zero"], ["blank"]),
+        helper.make_node("Concat", ["blank", "on"], ["output1"], axis=1),
+        helper.make_node("ReduceMean", ["input1"], ["light"], keepdims=1),
+        helper.make_node("Mul", ["light", "sides"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "blank"], ["output2"]),
+    ]
+    sides = np.array([20, 10, 30, 40]).reshape(1, 4, 1, 1) / 100
+    constants = [_constant("half", 128), _constant("eight", 8), _constant("zero", 0)]
+    _save(
+        folder / "nanotrack_head.onnx",
+        nodes,
+        {"input1": [1, 96, 8, 8], "input2": [1, 96, 16, 16]},
+        {"output1": [1, 2, 15, 15], "output2": [1, 4, 15, 15]},
+        [_constant("sides", sides), *constants],
+    )
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from vil_tracker_core.data.sequence import DataError
@@ -47,7 +48,26 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert config.precision == "bf16"
     assert config.data.stills == [Path("photographs")]
     assert config.teacher is None
+    assert config.hub is None
     assert config.model_config_of().name == "vil_tiny"
+
+
+def test_time_in_epochs(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    text = GOOD.replace("steps: 10", "steps: 30 epochs")
+    path.write_text(text + "epoch_steps: 200\nwarmup: 1 epoch\nfilm_from: 7\n")
+    config = load_config(path)
+    assert (config.steps, config.warmup, config.film_from) == (6000, 200, 7)
+    path.write_text(text)
+    assert load_config(path).steps == 30, "an epoch is a step where nothing else is said"
+
+
+def test_what_a_run_records_is_a_config_again(tmp_path: Path) -> None:
+    path, again = tmp_path / "run.yaml", tmp_path / "again.yaml"
+    path.write_text(GOOD.replace("10", "3 epochs") + "epoch_steps: 20\neasy_losses: {l1: 9}\n")
+    config = load_config(path)
+    again.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(again) == config
 
 
 def test_config_cannot_be_changed(tmp_path: Path) -> None:
@@ -60,19 +80,26 @@ def test_config_cannot_be_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("stepz: 5", ("unknown key", "'stepz'")),
-        ("losses: {gious: 2}", ("unknown key", "'losses.gious'")),
-        ("teacher: {path: a.onnx, block: 1}", ("teacher.tensor is missing",)),
-        ("batch: 0", ("batch = 0", "greater than or equal to 1")),
+        ("stepz: 5", ("unknown key", "'stepz'", "is 'steps' meant?")),
+        ("losses: {gious: 2}", ("unknown key", "'losses.gious'", "'giou'")),
+        ("teacher: {kind: fear_xs, block: 1}", ("teacher.folder is missing",)),
+        ("teacher: {kind: siamese, folder: a, block: 1}", ("teacher.kind = 'siamese'", "fear_xs")),
+        ("teacher: {kind: fear_xs, folder: a, block: -1}", ("teacher.block = -1", "at least 0")),
+        ("data: {absent: 1.2}", ("data.absent = 1.2", "at least 0, at most 1")),
+        ("losses: {l1: 0}", ("losses.l1 = 0", "above 0")),
+        ("easy_losses: {l1: -3}", ("easy_losses.l1 = -3", "above 0")),
+        ("warmup: 3 weeks", ("warmup = '3 weeks'", "integer", "at least 0")),
+        ("hub: {repo: mine}", ("hub.repo = 'mine'",)),
+        ("batch: 0", ("batch = 0", "at least 1")),
         ("batch: many", ("batch = 'many'", "integer")),
-        ("lr: -1", ("lr = -1", "greater than 0")),
+        ("lr: -1", ("lr = -1", "above 0")),
         ("lr: .nan", ("lr = nan",)),
         ("lr: .inf", ("lr = inf",)),
-        ("ema: 1.5", ("ema = 1.5",)),
-        ("precision: fp8", ("precision = 'fp8'",)),
+        ("ema: 1.5", ("ema = 1.5", "at least 0, at most 1")),
+        ("precision: fp8", ("precision = 'fp8'", "'no' or 'bf16'")),
         ("model: vil_huge", ("model", "'vil_huge'", "vil_nano")),
         ("1: 2", ("1",)),
-        ("teacher: {path: a.onnx, tensor: t, block: 99}", ("teacher.block", "99")),
+        ("teacher: {kind: fear_xs, folder: a, block: 4}", ("teacher.block = 4", "0 to 3")),
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:

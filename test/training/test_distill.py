@@ -1,80 +1,21 @@
-"""Teachers: the wanted tensor comes out of the network, and the loss compares with it."""
+"""What is learned of a teacher: its features, and its answers as far as they are right."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from vil_tracker_core.data.sequence import DataError
-from vil_tracker_core.training.config import load_config
-from vil_tracker_core.training.distill import FeatureDistillation, OnnxTeacher
-
-SIZE = 16
-"""Side of the image that `teacher_network` takes."""
-
-SHIPPED = Path(__file__).parents[2] / "config" / "train" / "nano_local.yaml"
-
-
-def test_inner_tensor_of_a_crop(teacher_network: Path) -> None:
-    teacher = OnnxTeacher(teacher_network, "inner")
-    assert (teacher.channels, teacher.size) == (3, SIZE)
-    crop = np.random.default_rng(0).integers(0, 256, size=(3, SIZE, SIZE), dtype=np.uint8)
-    found = teacher.features(crop)
-    assert found.dtype == np.float16
-    expected = 2 * crop.reshape(3, 4, 4, 4, 4).mean(axis=(2, 4))
-    np.testing.assert_allclose(found, expected, rtol=2e-3)
-
-
-def test_crop_is_resized_to_the_teachers_input(teacher_network: Path) -> None:
-    teacher = OnnxTeacher(teacher_network, "inner")
-    colours = np.array([10, 100, 200], dtype=np.uint8)
-    crop = np.broadcast_to(colours[:, None, None], (3, 40, 40))
-    expected = np.broadcast_to(2.0 * colours[:, None, None], (3, 4, 4))
-    np.testing.assert_allclose(teacher.features(crop), expected, rtol=1e-3)
-    left = np.zeros((3, 40, 40), dtype=np.uint8)
-    left[:, :, :20] = 200
-    columns = teacher.features(left)[0].mean(axis=0)
-    assert columns[0] > 390
-    assert columns[-1] < 10
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.onnx is missing"):
-        OnnxTeacher(tmp_path / "gone.onnx", "inner")
-
-
-def test_unknown_tensor_is_named(teacher_network: Path) -> None:
-    with pytest.raises(DataError, match=r"teacher\.onnx.*'nothing'"):
-        OnnxTeacher(teacher_network, "nothing")
-
-
-def test_unknown_input_is_named(teacher_network: Path) -> None:
-    with pytest.raises(DataError, match=r"teacher\.onnx.*'picture'"):
-        OnnxTeacher(teacher_network, "inner", image="picture")
-
-
-def test_file_that_is_no_network_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "broken.onnx"
-    path.write_bytes(b"not a network")
-    with pytest.raises(DataError, match=r"broken\.onnx"):
-        OnnxTeacher(path, "inner")
-
-
-def test_shipped_configs_teacher() -> None:
-    wanted = load_config(SHIPPED).teacher
-    assert wanted is not None
-    path = SHIPPED.parents[2] / wanted.path
-    if not path.is_file():
-        pytest.skip(f"the teacher {wanted.path} is not on this machine")
-    teacher = OnnxTeacher(path, wanted.tensor)
-    crop = np.random.default_rng(0).integers(0, 256, size=(3, 224, 224), dtype=np.uint8)
-    found = teacher.features(crop)
-    assert found.shape == (teacher.channels, 16, 16) == (256, 16, 16)
-    assert np.isfinite(found).all()
-    assert found.std() > 0
+from vil_tracker_core.model.heads import Prediction
+from vil_tracker_core.training.distill import (
+    FeatureDistillation,
+    Taught,
+    box_distillation,
+    reliability,
+    score_distillation,
+)
 
 
 def test_perfect_map_costs_nothing() -> None:
@@ -125,3 +66,83 @@ def test_gradient_reaches_the_tokens() -> None:
     FeatureDistillation(12, 5)(tokens, torch.randn(2, 5, 8, 8)).backward()
     assert tokens.grad is not None
     assert (tokens.grad.abs().sum(-1) > 0).all()
+
+
+def answers(score: Tensor, *box: float) -> Taught:
+    """The same box (cx, cy, w, h) in every cell."""
+    boxes = torch.tensor(box)[None, :, None, None].expand(len(score), 4, *score.shape[1:])
+    return Taught(score, boxes)
+
+
+def test_reliability_is_the_overlap_of_the_best_box() -> None:
+    score = torch.zeros(4, 2, 2)
+    score[:, 1, 0] = 0.7
+    boxes = torch.zeros(4, 4, 2, 2)
+    boxes[:, :, 1, 0] = torch.tensor([0.5, 0.5, 0.2, 0.2])
+    truth = torch.tensor(
+        [
+            [0.5, 0.5, 0.2, 0.2],
+            [0.6, 0.5, 0.2, 0.2],  # half of each is shared: a third of the union
+            [0.9, 0.1, 0.1, 0.1],
+            [math.nan] * 4,
+        ]
+    )
+    visible = torch.tensor([True, True, True, False])
+    found = reliability(Taught(score, boxes), truth, visible)
+    assert found.tolist() == pytest.approx([1, 1 / 3, 0, 0], abs=1e-6)
+
+
+def test_score_distillation_by_hand() -> None:
+    """Two cells. Odds of 1 : 9 and 4 : 1 become, at T = 2, sqrt(1/9) = 1/3 and sqrt(4) = 2, and as
+    a distribution 1/7 and 6/7; the student's odds are equal."""
+    taught = torch.tensor([[[0.1, 0.8]]])
+    even = torch.tensor([[[0.3, 0.3]]])
+    divergence = 1 / 7 * math.log(2 / 7) + 6 / 7 * math.log(12 / 7)
+    trust = torch.ones(1)
+    assert score_distillation(even, taught, trust).item() == pytest.approx(4 * divergence, rel=1e-5)
+    assert score_distillation(taught, taught, trust).item() == pytest.approx(0, abs=1e-6)
+    both = score_distillation(
+        torch.cat([even, even]), torch.cat([taught, taught]), torch.tensor([0.5, 0.0])
+    )
+    assert both.item() == pytest.approx(4 * divergence * 0.5 / 2, rel=1e-5)
+
+
+def test_score_distillation_moves_the_peak() -> None:
+    score = torch.full((1, 3, 3), 0.4, requires_grad=True)
+    taught = torch.full((1, 3, 3), 0.0)
+    taught[0, 2, 1] = 1.0
+    score_distillation(score, taught, torch.ones(1)).backward()
+    assert score.grad is not None
+    assert torch.isfinite(score.grad).all()
+    assert score.grad[0, 2, 1] < 0
+    assert (score.grad.flatten()[[0, 1, 2, 3, 4, 5, 6, 8]] > 0).all()
+
+
+def predicting(*box: float, grid: int = 2, batch: int = 1) -> Prediction:
+    """(cx, cy, w, h) in every cell."""
+    line = torch.arange(float(grid))
+    corner = torch.stack(torch.meshgrid(line, line, indexing="xy"))
+    centre = torch.tensor(box[:2])[:, None, None] * grid - corner
+    size = torch.tensor(box[2:])[:, None, None].expand(2, grid, grid)
+    score = torch.full((grid, grid), 0.5)
+    parts = (score, centre, size, torch.zeros(4, grid, grid))
+    return Prediction(*(part[None].expand(batch, *part.shape) for part in parts))
+
+
+def test_box_distillation_by_hand() -> None:
+    """Unit squares half a side apart: IoU 1/3, and the hull is the union."""
+    prediction = predicting(0.4, 0.4, 0.2, 0.2, batch=2)
+    score = torch.tensor([[[0.9, 0.4], [0.0, 0.6]]]).expand(2, 2, 2)
+    taught = answers(score, 0.5, 0.4, 0.2, 0.2)
+    assert box_distillation(prediction, taught, torch.ones(2)).item() == pytest.approx(2 / 3)
+    # a mean over what is trusted: 0.9 and 0.6 of the first sample alone
+    boxes = taught.boxes.clone()
+    boxes[0, :, 1, 1] = torch.tensor([0.4, 0.4, 0.2, 0.2])
+    boxes[1] = 0.9
+    half = box_distillation(prediction, Taught(score, boxes), torch.tensor([1.0, 0.0]))
+    assert half.item() == pytest.approx(2 / 3 * 0.9 / 1.5)
+
+
+def test_box_distillation_without_trust_is_nothing() -> None:
+    taught = answers(torch.full((1, 2, 2), 0.9), 0.5, 0.4, 0.2, 0.2)
+    assert box_distillation(predicting(0.4, 0.4, 0.2, 0.2), taught, torch.zeros(1)).item() == 0

@@ -11,11 +11,15 @@ from torch import Tensor
 from vil_tracker_core.model.heads import SCORE_FLOOR, Prediction, decode, encode
 from vil_tracker_core.training.losses import (
     REGRESSION_FLOOR,
+    AdaptiveWeights,
     boxes_of,
     focal_loss,
     gaussian_nll,
     giou,
+    iou,
+    memory_contrastive,
     target_map,
+    target_memory,
     tracking_losses,
     weighted_mean,
 )
@@ -252,3 +256,84 @@ def test_nll_trains_the_variance_alone() -> None:
     assert log_var.abs().max() > 0
     _, _, _, log_var = gradients(prediction, losses["giou"] + losses["l1"] + losses["focal"])
     assert (log_var == 0).all()
+
+
+def test_iou_by_hand() -> None:
+    assert iou(unit(0.5, 0.5, 0.2, 0.4), unit(0.5, 0.5, 0.2, 0.4)).item() == pytest.approx(1)
+    assert iou(unit(0.5, 0.5, 1, 1), unit(1.0, 0.5, 1, 1)).item() == pytest.approx(1 / 3)
+    assert iou(unit(0.1, 0.1, 0.1, 0.1), unit(0.8, 0.7, 0.1, 0.1)).item() == 0
+
+
+def test_target_memory_is_the_middle_of_the_template() -> None:
+    """4 x 4 tokens, the target half as wide: the middle 2 x 2. Of both templates alike."""
+    tokens = torch.zeros(1, 32, 3)
+    for template, value in ((0, 1.0), (16, 3.0)):
+        for cell in (5, 6, 9, 10):
+            tokens[0, template + cell] = value
+    assert target_memory(tokens, 4, 2.0).tolist() == [[2.0] * 3]
+    assert target_memory(tokens[:, :16], 4, 2.0).tolist() == [[1.0] * 3]
+    assert target_memory(tokens[:, :16], 4, 1.0).tolist() == [[0.25] * 3]
+
+
+@pytest.mark.parametrize("grid", [1, 2, 3, 7])
+def test_target_memory_always_has_a_token(grid: int) -> None:
+    assert torch.isfinite(target_memory(torch.ones(1, grid * grid, 2), grid, 16.0)).all()
+
+
+def test_memory_contrastive_by_hand() -> None:
+    """2 x 2 cells: the target, one that is neither, and two of background, at temperature 1/2."""
+    memory = torch.tensor([[2.0, 0.0]])
+    features = torch.tensor([[[3.0, 0.0], [5.0, 1.0], [0.0, 1.0], [-4.0, 0.0]]])  # cosines 1,.,0,-1
+    target = torch.tensor([[[1.0, 0.1], [0.0, 0.04]]])
+    expected = -math.log(math.e**2 / (math.e**2 + 1 + math.e**-2))
+    made = memory_contrastive(memory, features, target, temperature=0.5)
+    assert made.item() == pytest.approx(expected, rel=1e-5)
+    # a second target cell of half the weight, orthogonal to the memory, and none in another sample
+    target[0, 0, 1] = 0.5
+    features[0, 1] = torch.tensor([0.0, 9.0])
+    other = -math.log(1 / (1 + 1 + math.e**-2))
+    made = memory_contrastive(
+        memory.repeat(2, 1), features.repeat(2, 1, 1), torch.cat([target, 0 * target]), 0.5
+    )
+    assert made.item() == pytest.approx((expected + 0.5 * other) / 1.5, rel=1e-5)
+
+
+def test_memory_contrastive_pulls_the_target_and_pushes_the_rest() -> None:
+    memory = torch.tensor([[1.0, 0.0]])
+    features = torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]).requires_grad_()
+    memory_contrastive(memory, features, torch.tensor([[[1.0, 0.0]]])).backward()
+    assert features.grad is not None
+    assert features.grad[0, 0, 0] < 0 < features.grad[0, 1, 0]
+
+
+def test_memory_contrastive_without_background_or_target_is_finite() -> None:
+    features = torch.randn(1, 4, 3, requires_grad=True)
+    for target in (torch.ones(1, 2, 2), torch.zeros(1, 2, 2)):
+        features.grad = None
+        loss = memory_contrastive(torch.randn(1, 3), features, target)
+        loss.backward()
+        assert loss.item() == 0
+        assert features.grad is not None
+        assert torch.isfinite(features.grad).all()
+
+
+def test_adaptive_weights_by_hand() -> None:
+    balance = AdaptiveWeights(["a", "b"])
+    losses = {"b": torch.tensor(3.0), "a": torch.tensor(2.0), "c": torch.tensor(99.0)}
+    assert balance(losses).item() == pytest.approx(5)  # as fixed weights at the start
+    with torch.no_grad():
+        balance.log_var.copy_(torch.tensor([math.log(4), -math.log(2)]))
+    assert balance(losses).item() == pytest.approx(2 / 4 + math.log(4) + 3 * 2 - math.log(2))
+
+
+def test_adaptive_weights_settle_at_the_losses() -> None:
+    """d/ds (exp(-s) L + s) = 0 at s = log L: every loss then counts one."""
+    balance = AdaptiveWeights(["a", "b"])
+    losses = {"a": torch.tensor(0.25), "b": torch.tensor(8.0)}
+    optimizer = torch.optim.SGD(balance.parameters(), lr=0.1)
+    for _ in range(400):
+        optimizer.zero_grad()
+        balance(losses).backward()
+        optimizer.step()
+    expected = [math.log(0.25), math.log(8)]
+    assert balance.log_var.tolist() == pytest.approx(expected, abs=1e-3)

@@ -28,6 +28,7 @@ from rosbags.typesys.store import Typestore
 
 from vil_tracker_core.data.sequence import TRUTH_FILE, DataError, Sequence, read_folder
 from vil_tracker_core.geometry import Box, Image
+from vil_tracker_core.images import compressed_to_bgr, image_to_bgr
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -58,15 +59,6 @@ VISION_MSGS = {
         "string id\n"
     ),
     "Detection2DArray": "std_msgs/Header header\nDetection2D[] detections\n",
-}
-
-# Encodings of sensor_msgs/Image: channels, and OpenCV's conversion to BGR (None: it is BGR).
-ENCODINGS: dict[str, tuple[int, int | None]] = {
-    "bgr8": (3, None),
-    "rgb8": (3, cv2.COLOR_RGB2BGR),
-    "bgra8": (4, cv2.COLOR_BGRA2BGR),
-    "rgba8": (4, cv2.COLOR_RGBA2BGR),
-    "mono8": (1, cv2.COLOR_GRAY2BGR),
 }
 
 MCAP_MARK = b"\x89MCAP0\r\n"
@@ -286,34 +278,6 @@ def _detection(header: Any, box: Box, name: str) -> Any:
     return _message(DETECTION, header=header, results=[result], bbox=bbox, id=name)
 
 
-def _decode_raw(message: Any) -> Image:
-    """(H, W, 3) BGR of a sensor_msgs/Image; raises ValueError saying why it cannot be read."""
-    if message.encoding not in ENCODINGS:
-        known = ", ".join(ENCODINGS)
-        raise ValueError(f"encoding {message.encoding!r} is not one of {known}")
-    channels, conversion = ENCODINGS[message.encoding]
-    height, width, step = message.height, message.width, message.step
-    if not height or step < width * channels or len(message.data) < height * step:
-        raise ValueError(
-            f"{len(message.data)} bytes are no {width}x{height} {message.encoding} image "
-            f"with {step} bytes a row"
-        )
-    # A row may be padded: step counts its bytes, width its pixels.
-    rows = message.data[: height * step].reshape(height, step)[:, : width * channels]
-    frame = np.ascontiguousarray(rows).reshape(height, width, channels)
-    if conversion is not None:
-        frame = cv2.cvtColor(frame, conversion)
-    return np.asarray(frame, dtype=np.uint8)
-
-
-def _decode_compressed(message: Any) -> Image:
-    """(H, W, 3) BGR of a sensor_msgs/CompressedImage; raises ValueError if it is unreadable."""
-    frame = cv2.imdecode(message.data, cv2.IMREAD_COLOR) if message.data.size else None
-    if frame is None:
-        raise ValueError(f"{message.data.size} bytes of format {message.format!r} are no image")
-    return np.asarray(frame, dtype=np.uint8)
-
-
 # --- Reading --------------------------------------------------------------------------------------
 
 
@@ -375,11 +339,14 @@ class BagReader:
             return TRUTH_TOPIC
         raise BagError(f"{self.path} has no topic {TRUTH_TOPIC}, only {self._listed()}")
 
-    def messages(self, topics: Collection[str] | None = None) -> Iterator[tuple[str, int, bytes]]:
+    def messages(
+        self, topics: Collection[str] | None = None, start: int | None = None
+    ) -> Iterator[tuple[str, int, bytes]]:
         """Yields (topic, record time in ns, CDR bytes) in the order recorded.
 
         Args:
             topics: the topics to read; all by default.
+            start: record time in ns of the first message wanted; the bag's first by default.
 
         Raises:
             BagError: a topic is not in the bag, or the bag is damaged.
@@ -391,7 +358,7 @@ class BagReader:
         if not connections:  # to the library, none means all
             return
         with _one_sentence(self.path):
-            for connection, record, data in self._reader.messages(connections):
+            for connection, record, data in self._reader.messages(connections, start=start):
                 yield connection.topic, record, data
 
     def images(self, topic: str | None = None) -> Iterator[BagImage]:
@@ -401,19 +368,34 @@ class BagReader:
             BagError: no such image topic, or an image cannot be read.
         """
         topic = topic or self.image_topic()
-        for message in self._decoded(topic, IMAGE_TYPES):
-            compressed = self.topics[topic].type == COMPRESSED_IMAGE
-            decode: Callable[[Any], Image] = _decode_compressed if compressed else _decode_raw
-            stamp = _stamp(message.header)
-            try:
-                frame = decode(message)
-            except ValueError as error:
-                raise BagError(
-                    f"{self.path}, topic {topic}, stamp {stamp // NS}.{stamp % NS:09d}: {error}"
-                ) from None
-            data = message.data[:3].tobytes() if compressed else b""
-            jpeg = message.data.tobytes() if data == b"\xff\xd8\xff" else None
-            yield BagImage(stamp, frame, message.header.frame_id, jpeg)
+        self._check_type(topic, IMAGE_TYPES)
+        for _, _, data in self.messages([topic]):
+            yield self.decode_image(topic, data)
+
+    def decode_image(self, topic: str, data: bytes) -> BagImage:
+        """The image of a message of `messages`; raises BagError naming its stamp and the fault."""
+        message = self._message(topic, data)
+        compressed = self.topics[topic].type == COMPRESSED_IMAGE
+        decode: Callable[[Any], Image] = compressed_to_bgr if compressed else image_to_bgr
+        stamp = _stamp(message.header)
+        try:
+            frame = decode(message)
+        except ValueError as error:
+            raise BagError(
+                f"{self.path}, topic {topic}, stamp {stamp // NS}.{stamp % NS:09d}: {error}"
+            ) from None
+        first = message.data[:3].tobytes() if compressed else b""
+        jpeg = message.data.tobytes() if first == b"\xff\xd8\xff" else None
+        return BagImage(stamp, frame, message.header.frame_id, jpeg)
+
+    def image_times(self, topic: str | None = None) -> list[tuple[int, int]]:
+        """(record time, header's stamp) in ns of every image of ``topic``, none decoded."""
+        topic = topic or self.image_topic()
+        self._check_type(topic, IMAGE_TYPES)
+        return [
+            (record, _stamp(self._message(topic, data).header))
+            for _, record, data in self.messages([topic])
+        ]
 
     def frames(self, topic: str | None = None) -> Iterator[tuple[int, Image, str]]:
         """Yields (stamp in ns, (H, W, 3) BGR uint8, frame id) of every image; see `images`."""
@@ -422,25 +404,27 @@ class BagReader:
 
     def truth(self, topic: str | None = None) -> dict[int, Box]:
         """Stamp in ns -> box of the Detection2D messages of ``topic`` (``/ground_truth``)."""
+        topic = topic or self.truth_topic()
+        self._check_type(topic, (DETECTION,))
         boxes = {}
-        for message in self._decoded(topic or self.truth_topic(), (DETECTION,)):
+        for _, _, data in self.messages([topic]):
+            message = self._message(topic, data)
             centre, bbox = message.bbox.center.position, message.bbox
             boxes[_stamp(message.header)] = Box.from_cxcywh(
                 centre.x, centre.y, bbox.size_x, bbox.size_y
             )
         return boxes
 
-    def _decoded(self, topic: str, types: Collection[str]) -> Iterator[Any]:
-        """Yields the messages of a topic, which must have one of ``types``."""
+    def _check_type(self, topic: str, types: Collection[str]) -> None:
+        """Raises BagError where a topic of the bag has none of ``types``."""
         if topic in self.topics and self.topics[topic].type not in types:
             raise BagError(
                 f"{self.path}: topic {topic} is {self.topics[topic].type}, not {' or '.join(types)}"
             )
-        store = typestore()
-        for _, _, data in self.messages([topic]):
-            with _one_sentence(self.path):
-                message = store.deserialize_cdr(data, self.topics[topic].type)
-            yield message
+
+    def _message(self, topic: str, data: bytes) -> Any:
+        with _one_sentence(self.path):
+            return typestore().deserialize_cdr(data, self.topics[topic].type)
 
     def _listed(self) -> str:
         return ", ".join(f"{name} ({topic.type})" for name, topic in self.topics.items()) or "none"

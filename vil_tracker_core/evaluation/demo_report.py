@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image as Pillow
 
+from vil_tracker_core.evaluation.pictures import TRUTH_COLOUR, draw_box, draw_ellipse, embedded
 from vil_tracker_core.geometry import Box, FloatArray, Image, iou
 from vil_tracker_core.tracking.kalman import ellipse_axes
 
@@ -23,7 +23,6 @@ from matplotlib import pyplot as plt
 STATES = {1: "tracking", 2: "uncertain", 3: "lost"}
 COLOURS = {1: (80, 200, 60), 2: (0, 170, 255), 3: (60, 60, 230)}
 """BGR of a box, by state."""
-TRUTH_COLOUR = (255, 255, 255)
 GIF_WIDTH = 400
 
 
@@ -100,24 +99,15 @@ def draw(record: FrameRecord) -> Image:
     ellipse of its centre."""
     canvas = record.frame.copy()
     if record.truth is not None:
-        _rectangle(canvas, record.truth, TRUTH_COLOUR, 1)
+        draw_box(canvas, record.truth, TRUTH_COLOUR, 1)
     if record.box is not None and record.state is not None and record.covariance is not None:
         colour = COLOURS[record.state]
-        _rectangle(canvas, record.box, colour, 2)
-        major, minor, angle = ellipse_axes(record.covariance[:2, :2], 0.95)
-        centre = (round(record.box.cx), round(record.box.cy))
-        axes = (max(round(major), 1), max(round(minor), 1))
-        cv2.ellipse(canvas, centre, axes, np.degrees(angle), 0, 360, colour, 1, cv2.LINE_AA)
+        draw_box(canvas, record.box, colour, 2)
+        draw_ellipse(canvas, record.box, record.covariance, colour)
         text = f"{STATES[record.state]} {record.score:.2f}"
         place = (max(round(record.box.x), 0), max(round(record.box.y) - 6, 12))
         cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
     return canvas
-
-
-def _rectangle(canvas: Image, box: Box, colour: tuple[int, int, int], width: int) -> None:
-    corner = (round(box.x), round(box.y))
-    opposite = (round(box.x + box.w), round(box.y + box.h))
-    cv2.rectangle(canvas, corner, opposite, colour, width, cv2.LINE_AA)
 
 
 def _palette(frame: Image) -> Pillow.Image:
@@ -231,11 +221,6 @@ truth. Green: tracking, orange: uncertain, red: lost, with the ellipse that hold
 """
 
 
-def _embedded(path: Path) -> str:
-    kind = path.suffix.lstrip(".")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 def write_report(runs: list[ClipRun], out: Path) -> None:
     """index.html (with all pictures in it), and the pictures and detections.csv beside it."""
     out.mkdir(parents=True, exist_ok=True)
@@ -252,8 +237,8 @@ def write_report(runs: list[ClipRun], out: Path) -> None:
             f"<td>{run.latency_ms(50):.1f}</td><td>{run.latency_ms(99):.1f}</td></tr>"
         )
         clips.append(
-            f'<h2>{name}</h2>\n<div class="clip"><img src="{_embedded(gif)}" '
-            f'alt="{name} clip with boxes"><img src="{_embedded(plot)}" '
+            f'<h2>{name}</h2>\n<div class="clip"><img src="{embedded(gif)}" '
+            f'alt="{name} clip with boxes"><img src="{embedded(plot)}" '
             f'alt="overlap and ellipse over time"></div>'
         )
     (out / "index.html").write_text(PAGE.format(rows="\n".join(rows), clips="\n".join(clips)))

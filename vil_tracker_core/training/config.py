@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from vil_tracker_core.data.readers import LAYOUTS, coco
 from vil_tracker_core.data.sequence import DataError
 from vil_tracker_core.model.presets import ModelConfig, preset
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(_Strict):
-    """Where clips come from. A weight of 0 leaves a source out."""
+class DatasetConfig(_Strict):
+    """A published data set."""
 
+    layout: str = Field(description="how it lies on the disk: a key of data.readers.LAYOUTS, coco")
+    root: Path
+    split: str | None = Field(None, description="train, where there is one, if not given")
+    weight: Positive = Field(1.0, description="its share among the data sets of its kind")
+
+    @model_validator(mode="after")
+    def _known(self) -> DatasetConfig:
+        splits = {name: layout.splits for name, layout in LAYOUTS.items()} | {"coco": coco.SPLITS}
+        if self.layout not in splits:
+            raise ValueError(f"layout = {self.layout!r}: choose one of {', '.join(splits)}")
+        known = splits[self.layout]
+        if self.split is not None and self.split not in known:
+            choice = f"choose one of {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"split = {self.split!r} of {self.layout}: {choice}")
+        return self
+
+    def wanted_split(self) -> str | None:
+        """The split to train on; None where the data set has none."""
+        if self.layout == "coco":
+            return self.split or coco.SPLITS[0]
+        return self.split or ("train" if "train" in LAYOUTS[self.layout].splits else None)
+
+
+class DataConfig(_Strict):
+    """Where clips come from. A weight of 0 leaves a source out.
+
+    The folders of `videos` together count as one data set of weight 1 among the others, and so do
+    those of `boxed` beside COCO.
+    """
+
+    datasets: list[DatasetConfig] = Field([], description="published data sets")
     videos: list[Path] = Field([], description="folders of sequences with truth (img/, truth file)")
     boxed: list[Path] = Field([], description="folders of JPEGs with a .csv of boxes beside each")
     stills: list[Path] = Field([], description="folders of photographs, searched recursively")
@@ -33,54 +77,130 @@ class DataConfig(_Strict):
     boxed_weight: Annotated[float, Field(ge=0)] = 0.1
     patch_weight: Annotated[float, Field(ge=0)] = 0.15
     composite_weight: Annotated[float, Field(ge=0)] = 0.45
-    absent: Share = 0.08
+    absent: Share = Field(0.08, description="of the clips, to show something else")
     workers: Annotated[int, Field(ge=0)] = 1
 
 
 class TeacherConfig(_Strict):
-    """A network whose dense features the backbone learns."""
+    """A trained tracker whose features and answers the net learns. A weight of 0 leaves a term
+    out, and with it the teacher's work for it."""
 
-    path: Path
-    tensor: str = Field(description="the tensor's name, (1, channels, g, g)")
-    block: Annotated[int, Field(ge=0)] = Field(description="block of the student that learns it")
-    weight: Positive = 1.0
+    kind: Literal["fear_xs", "nanotrack"]
+    folder: Path = Field(description="where its .onnx files lie")
+    block: Annotated[int, Field(ge=0)] = Field(
+        description="block of the net that learns the features"
+    )
+    feature_weight: NotNegative = 1.0
+    score_weight: NotNegative = 0.0
+    box_weight: NotNegative = 0.0
+
+    @property
+    def responds(self) -> bool:
+        """Whether the teacher has to track, and not only to look."""
+        return self.score_weight > 0 or self.box_weight > 0
 
 
 class LossWeights(_Strict):
+    """What each loss counts in the sum."""
+
     focal: Positive = 1.0
     giou: Positive = 2.0
     l1: Positive = 5.0
     nll: Positive = 0.05
+    contrastive: NotNegative = Field(default=0.0, description="of the memory; 0 leaves it out")
+
+
+class HubConfig(_Strict):
+    """Where the finished weights are published."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
+    private: bool = True
 
 
 class TrainConfig(_Strict):
-    """One training run."""
+    """One training run.
+
+    Its time is counted in optimiser steps; `steps`, `warmup`, `difficulty_steps` and `film_from`
+    may also be written as "30 epochs", of `epoch_steps` steps each.
+    """
 
     model: str = Field(description="preset")
     init: Path | None = Field(None, description="weights to start from")
     data: DataConfig
     teacher: TeacherConfig | None = None
-    losses: LossWeights = LossWeights()
 
+    epoch_steps: Count = Field(1, description="steps that are called an epoch")
     steps: Count
-    batch: Count = 32
+    batch: Count = Field(32, description="clips of a micro-batch, over all processes")
     frames: Count = Field(1, description="search frames a clip")
-    accumulate: Count = 1
+    accumulate: Count = Field(1, description="micro-batches a step")
     lr: Positive = 1e-3
-    warmup: Annotated[int, Field(ge=0)] = 300
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    film_weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Steps = 300
+    weight_decay: NotNegative = 0.05
+    film_weight_decay: NotNegative = 0.01
     clip_norm: Positive = 1.0
     ema: Share = 0.999
-    difficulty_from: Share = Field(0.2, description="clips' difficulty at the start")
-    difficulty_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps until it is 1")
+
+    losses: LossWeights = LossWeights()
+    easy_losses: LossWeights | None = Field(None, description="at difficulty 0; as `losses` if not")
+    adaptive_losses: bool = Field(False, description="learn the losses' balance")
+    difficulty_from: Share = Field(0.2, description="difficulty at the start")
+    difficulty_steps: Steps = Field(0, description="until the difficulty is 1")
+    film_from: Steps = Field(0, description="before this step, FiLM is off")
+    freeze_shared_experts: bool = Field(False, description="of the TMoE blocks")
+
     seed: int = 0
-    precision: Annotated[str, Field(pattern="^(no|bf16)$")] = "no"
+    precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     checkpoint_minutes: Positive = 5.0
+    hub: HubConfig | None = None
+
+    @field_validator("steps", "warmup", "difficulty_steps", "film_from", mode="before")
+    @classmethod
+    def _in_steps(cls, value: object, info: ValidationInfo) -> object:
+        epochs = re.fullmatch(r"(\d+) epochs?", value) if isinstance(value, str) else None
+        return int(epochs[1]) * int(info.data.get("epoch_steps", 1)) if epochs else value
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> TrainConfig:
+        try:
+            depth = preset(self.model).depth
+        except ValueError as error:
+            raise ValueError(f"model = {self.model!r}: {error}") from None
+        if self.teacher and self.teacher.block >= depth:
+            raise ValueError(
+                f"teacher.block = {self.teacher.block}: {self.model} has the blocks "
+                f"0 to {depth - 1}"
+            )
+        return self
 
     def model_config_of(self) -> ModelConfig:
         return preset(self.model)
+
+
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
+
+
+def _schema_of(key: tuple[int | str, ...]) -> dict[str, Any]:
+    """The JSON schema of the value under a key, or {} where there is no such key."""
+    whole: dict[str, Any] = TrainConfig.model_json_schema()
+
+    def resolved(part: dict[str, Any]) -> dict[str, Any]:
+        for option in (part, *part.get("anyOf", [])):  # `X | None` has its type in anyOf
+            if "$ref" in option:
+                found: dict[str, Any] = whole["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+                return found
+        return part
+
+    part = whole
+    for name in key:
+        part = resolved(part)
+        part = (
+            part.get("items", {})
+            if isinstance(name, int)
+            else part.get("properties", {}).get(name, {})
+        )
+    return resolved(part)
 
 
 def _explain(error: ValidationError, path: Path) -> str:
@@ -88,12 +208,20 @@ def _explain(error: ValidationError, path: Path) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key {key!r}")
+            known = _schema_of(item["loc"][:-1]).get("properties", {})
+            near = get_close_matches(str(item["loc"][-1]), known, n=1)
+            lines.append(f"unknown key {key!r}" + (f": is {near[0]!r} meant?" if near else ""))
         elif item["type"] == "missing":
-            lines.append(f"{path}: {key} is missing")
+            lines.append(f"{key} is missing")
+        elif item["type"] == "value_error":  # of a whole section, its sentence names the key
+            said = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}.{said}" if key else said)
         else:
-            lines.append(f"{path}: {key} = {item['input']!r}: {item['msg']}")
-    return "; ".join(lines)
+            schema = _schema_of(item["loc"])
+            bounds = [f"{word} {schema[b]:g}" for b, word in _BOUNDS.items() if b in schema]
+            allowed = f" (allowed: {', '.join(bounds)})" if bounds else ""
+            lines.append(f"{key} = {item['input']!r}: {item['msg']}{allowed}")
+    return "; ".join(f"{path}: {line}" for line in lines)
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -110,16 +238,6 @@ def load_config(path: Path) -> TrainConfig:
     if not isinstance(values, dict):
         raise DataError(f"{path} must hold keys and values")
     try:
-        config = TrainConfig.model_validate(values)
+        return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise DataError(_explain(error, path)) from None
-    try:
-        depth = preset(config.model).depth
-    except ValueError as error:
-        raise DataError(f"{path}: model = {config.model!r}: {error}") from None
-    if config.teacher and config.teacher.block >= depth:
-        raise DataError(
-            f"{path}: teacher.block = {config.teacher.block}: {config.model} has the blocks "
-            f"0 to {depth - 1}"
-        )
-    return config

@@ -1,78 +1,15 @@
-"""Teachers whose knowledge serves as a target, and the loss that compares with it."""
+"""What a net learns from a teacher (AFKD): its features, and its answers where they are right."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vil_tracker_core.data.sequence import DataError
-from vil_tracker_core.geometry import Image
-
-
-class Teacher(Protocol):
-    """Dense features of a search crop, on a grid of the teacher's own."""
-
-    channels: int
-
-    def features(self, search: Image) -> npt.NDArray[np.float16]:
-        """(channels, g, g) of one crop (3, S, S) uint8 RGB."""
-        ...
-
-
-class OnnxTeacher:
-    """One tensor of an ONNX network that takes a (1, 3, size, size) RGB image of 0..255.
-
-    Args:
-        path: the .onnx file.
-        tensor: name of the tensor, (1, channels, g, g), which need not be an output.
-        image: name of the input.
-    """
-
-    def __init__(self, path: Path, tensor: str, image: str = "image") -> None:
-        import onnx
-        import onnxruntime
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-        path = Path(path)
-        if not path.is_file():
-            raise DataError(f"teacher {path} is missing")
-        try:
-            known = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-        except (DecodeError, onnx.shape_inference.InferenceError) as error:
-            raise DataError(f"teacher {path} is not a readable ONNX network: {error}") from None
-        graph = known.graph
-        names = {value.name for value in (*graph.input, *graph.value_info, *graph.output)}
-        for name in (image, tensor):
-            if name not in names:
-                raise DataError(f"teacher {path} has no tensor {name!r}")
-        part = onnx.utils.Extractor(known).extract_model([image], [tensor])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            part.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self.image = image
-        self.size = int(self.session.get_inputs()[0].shape[-1])
-        blank = np.zeros((3, self.size, self.size), dtype=np.uint8)
-        self.channels = 0
-        self.channels = len(self.features(blank))
-
-    def features(self, search: Image) -> npt.NDArray[np.float16]:
-        image = search.transpose(1, 2, 0)
-        if image.shape[0] != self.size:
-            size = (self.size, self.size)
-            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8)
-        batch = image.transpose(2, 0, 1)[None].astype(np.float32)
-        (found,) = self.session.run(None, {self.image: batch})
-        return np.asarray(found[0], dtype=np.float16)
+from vil_tracker_core.model.heads import SCORE_FLOOR, Prediction
+from vil_tracker_core.training.losses import boxes_of, giou, iou, weighted_mean
 
 
 class FeatureDistillation(nn.Module):
@@ -93,3 +30,55 @@ class FeatureDistillation(nn.Module):
             wanted = F.interpolate(wanted, (grid, grid), mode="bilinear", align_corners=False)
         made = self.map(tokens).float()
         return (1 - torch.cosine_similarity(made, wanted.flatten(2).transpose(1, 2), dim=-1)).mean()
+
+
+class Taught(NamedTuple):
+    """Teachers' answers for B samples: score (B, G, G) and boxes (B, 4, G, G), see
+    `teachers.Response`."""
+
+    score: Tensor
+    boxes: Tensor
+
+
+def reliability(taught: Taught, unit: Tensor, visible: Tensor) -> Tensor:
+    """(B,) in 0..1: the overlap of the teacher's best box with the truth, 0 where nothing is to be
+    seen. Only a teacher that is right is worth imitating.
+
+    Args:
+        taught: its answers.
+        unit: (B, 4) truth as (cx, cy, w, h), NaN allowed where not visible.
+        visible: (B,) bool.
+    """
+    best = taught.score.flatten(1).argmax(1)
+    index = best[:, None, None].expand(-1, 4, 1)
+    box = taught.boxes.flatten(2).gather(2, index)[..., 0]
+    unit = torch.where(visible[:, None], unit, torch.full_like(unit, 0.5))
+    return iou(box, unit) * visible
+
+
+def score_distillation(
+    score: Tensor, taught: Tensor, trust: Tensor, temperature: float = 2.0
+) -> Tensor:
+    """T^2 KL(teacher || student) of where in the crop the target is (arXiv 1503.02531).
+
+    Both score maps become distributions over cells by a softmax of their logits over T. Mean over
+    samples, each weighed by its trust.
+
+    Args:
+        score, taught: (B, G, G) in 0..1 of student and teacher.
+        trust: (B,) in 0..1.
+        temperature: T.
+    """
+    made, wanted = (
+        (torch.logit(map_.float().flatten(1), SCORE_FLOOR) / temperature).log_softmax(1)
+        for map_ in (score, taught)
+    )
+    divergence = (wanted.exp() * (wanted - made)).sum(1)
+    return temperature**2 * (divergence * trust).mean()
+
+
+def box_distillation(prediction: Prediction, taught: Taught, trust: Tensor) -> Tensor:
+    """1 - GIoU of the student's with the teacher's boxes, a mean over the cells that the teacher
+    calls target (score above 1/2), weighed by its score and the sample's trust (B,)."""
+    weights = taught.score * (taught.score > 0.5) * trust[:, None, None]
+    return weighted_mean(1 - giou(boxes_of(prediction), taught.boxes), weights)

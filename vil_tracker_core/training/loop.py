@@ -2,239 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
-import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from vil_tracker_core import weights
 from vil_tracker_core.data.sequence import DataError
 from vil_tracker_core.model.presets import ModelConfig
-from vil_tracker_core.model.tracker import ViLTracker
+from vil_tracker_core.training import checkpoint, hub
+from vil_tracker_core.training.batches import Batch, ShareOfProcess, TaughtClips
+from vil_tracker_core.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from vil_tracker_core.training.config import TrainConfig
-from vil_tracker_core.training.distill import FeatureDistillation, OnnxTeacher
-from vil_tracker_core.training.losses import tracking_losses
-from vil_tracker_core.training.sources import clip_dataset
+from vil_tracker_core.training.journal import Journal
+from vil_tracker_core.training.optimizer import Ema, learning_rate, parameter_groups
+from vil_tracker_core.training.parallel import any_process, process_mean, share_batch_norms
+from vil_tracker_core.training.phases import Stage, hold_film, stage_at
+from vil_tracker_core.training.provenance import WEIGHTS, describe_run, save_weights
+from vil_tracker_core.training.student import Student
+from vil_tracker_core.training.teachers import open_teacher
 
-Batch = dict[str, Tensor]
-
-
-class Student(nn.Module):
-    """The tracker and what only training needs; its forward pass gives the losses."""
-
-    def __init__(self, config: TrainConfig, teacher_channels: int) -> None:
-        super().__init__()
-        self.config = config
-        # channels last: the layout of tokens; halves the time of the convolutions' backward pass
-        self.tracker = ViLTracker(config.model_config_of())
-        self.tracker.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.distillation = (
-            FeatureDistillation(self.tracker.config.dim, teacher_channels)
-            if teacher_channels
-            else None
-        )
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Each loss, unweighted, as a mean over the clip's frames, and `total`."""
-        teacher = self.config.teacher
-        steps = self.tracker.forward_clip(
-            batch["template"].float(),
-            batch["search"].float(),
-            batch["motion"],
-            tap=teacher.block if teacher else None,
-        )
-        frames = [
-            tracking_losses(step.prediction, batch["box"][:, k], batch["visible"][:, k])
-            for k, step in enumerate(steps)
-        ]
-        losses = {name: torch.stack([f[name] for f in frames]).mean() for name in frames[0]}
-        total = sum(
-            (getattr(self.config.losses, name) * value for name, value in losses.items()),
-            torch.zeros((), device=batch["box"].device),
-        )
-        if teacher and self.distillation is not None:
-            learned = [
-                self.distillation(step.tapped, batch["wanted"][:, k])
-                for k, step in enumerate(steps)
-                if step.tapped is not None
-            ]
-            losses["distill"] = torch.stack(learned).mean()
-            total = total + teacher.weight * losses["distill"]
-        return {**losses, "total": total}
-
-
-class TaughtClips(Dataset[Batch]):
-    """Clips as tensors, with the teacher's features of each search crop where there is one."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.clips = clip_dataset(config)
-        self.config = config
-        self._teacher: OnnxTeacher | None = None
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> Batch:
-        cv2.setNumThreads(1)
-        clip = self.clips[index]
-        batch = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in clip.items()}
-        if self.config.teacher:
-            if self._teacher is None:  # one session a worker: sessions do not survive a fork
-                self._teacher = OnnxTeacher(self.config.teacher.path, self.config.teacher.tensor)
-            wanted = [self._teacher.features(search) for search in clip["search"]]
-            batch["wanted"] = torch.from_numpy(np.stack(wanted))
-        return batch
-
-
-class ShareOfProcess(Sampler[int]):
-    """The clips of one process, in order, from a step on: every process knows all the others'."""
-
-    def __init__(self, config: TrainConfig, rank: int, world: int, first_micro: int) -> None:
-        self.batch, self.rank, self.world = config.batch, rank, world
-        self.first = first_micro
-        self.count = config.steps * config.accumulate
-        if config.batch % world:
-            raise DataError(f"batch {config.batch} is not a multiple of the {world} processes")
-
-    def __iter__(self) -> Iterator[int]:
-        share = self.batch // self.world
-        for micro in range(self.first, self.count):
-            start = micro * self.batch + self.rank * share
-            yield from range(start, start + share)
-
-    def __len__(self) -> int:
-        return (self.count - self.first) * self.batch // self.world
-
-
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, FiLM's at their own rate; biases, norms, gains never do."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        matrix = parameter.dim() >= 2 and "position" not in name
-        decay = config.film_weight_decay if ".film." in name else config.weight_decay
-        groups.setdefault(decay if matrix else 0.0, []).append(parameter)
-    return [{"params": params, "weight_decay": decay} for decay, params in groups.items()]
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine to a hundredth."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-class Ema:
-    """An exponential moving average of a module's state, whole buffers copied."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))  # the first steps are forgotten sooner
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, 1 - decay)
-            else:
-                self.state[name].copy_(value)
-
-
-@dataclass
-class Progressed:
-    """What a checkpoint knows beside tensors."""
-
-    step: int = 0
-    seconds: float = 0.0
-
-
-def _flat_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": value for index, item in state.items() for key, value in item.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in flat.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**whole, "state": state})
-
-
-def save_checkpoint(
-    folder: Path, student: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, at: Progressed
-) -> None:
-    """One file, written under a temporary name and renamed: a crash leaves the old one whole."""
-    tensors = {f"student.{k}": v for k, v in student.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.state.items()}
-    tensors |= {f"optimizer.{k}": v for k, v in _flat_optimizer(optimizer).items()}
-    temporary = folder / "checkpoint.safetensors.part"
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-        temporary,
-        {"progress": json.dumps(vars(at))},
-    )
-    temporary.replace(folder / "checkpoint.safetensors")
-
-
-def load_checkpoint(
-    folder: Path, student: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer
-) -> Progressed:
-    """Restores all that `save_checkpoint` kept."""
-    path = folder / "checkpoint.safetensors"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: there is nothing to resume")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            at = Progressed(**json.loads(file.metadata()["progress"]))
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise DataError(f"{path} is damaged and cannot be resumed: {error}") from None
-    parts: dict[str, dict[str, Tensor]] = {"student": {}, "ema": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        part, key = name.split(".", 1)
-        parts[part][key] = value
-    expected = {name: value.shape for name, value in student.state_dict().items()}
-    if {name: value.shape for name, value in parts["student"].items()} != expected:
-        raise DataError(f"{path} is of another model or teacher than this run: it does not fit")
-    student.load_state_dict(parts["student"])
-    ema.state = parts["ema"]
-    _load_optimizer(optimizer, parts["optimizer"])
-    return at
-
-
-def _commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,  # this code's commit, not that of the folder we stand in
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
+SKIPPED = "skipped.txt"
+"""Names the broken images that a run met."""
 
 
 class _Stop:
@@ -264,32 +64,10 @@ def _initial(path: Path, config: ModelConfig) -> dict[str, Tensor]:
         raise weights.WeightsError(f"init = {path}: {error}") from None
 
 
-def _cut_log(path: Path, steps: int) -> None:
-    """Drops what a killed run logged after its last checkpoint: those steps are done again."""
-    if path.is_file():
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:steps]))
-
-
-def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
-    """Trains and returns the weights file (the EMA's), in ``out``.
-
-    Args:
-        config: the run.
-        out: folder for checkpoint.safetensors, weights.safetensors, run.json and log.jsonl.
-        resume: go on from the checkpoint in ``out``.
-    """
-    if not resume and (out / "checkpoint.safetensors").exists():
-        raise DataError(f"{out} holds a run already: resume it or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        cpu=not torch.cuda.is_available(),
-    )
+def _student(config: TrainConfig) -> Student:
+    """The net as a run begins with it, the same in every process."""
     torch.manual_seed(config.seed)
-    teacher_channels = 0
-    if config.teacher:
-        teacher_channels = OnnxTeacher(config.teacher.path, config.teacher.tensor).channels
-    student = Student(config, teacher_channels)
+    student = Student(config)
     if config.init:
         student.tracker.load_state_dict(_initial(config.init, config.model_config_of()))
     if config.compile:
@@ -297,110 +75,172 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
         torch._dynamo.config.cache_size_limit = 64
         for block in student.tracker.backbone.blocks:
             block.compile(dynamic=False)
-    ema = Ema(student.tracker, config.ema)
-    optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr)
-    at = load_checkpoint(out, student, ema, optimizer) if resume else Progressed()
-    model, optimizer = accelerator.prepare(student, optimizer)
-    ema.state = {k: v.to(accelerator.device) for k, v in ema.state.items()}
+    return student
 
-    sampler = ShareOfProcess(
-        config, accelerator.process_index, accelerator.num_processes, at.step * config.accumulate
-    )
-    loader = DataLoader(
-        TaughtClips(config),
-        batch_size=config.batch // accelerator.num_processes,
-        sampler=sampler,
-        num_workers=config.data.workers,
-        prefetch_factor=4 if config.data.workers else None,
-        drop_last=True,
-    )
-    stop = _Stop()
-    if accelerator.is_main_process:
-        _cut_log(out / "log.jsonl", at.step)
+
+@dataclass
+class Run:
+    """All that a step works on."""
+
+    config: TrainConfig
+    out: Path
+    accelerator: Accelerator
+    clips: TaughtClips
+    student: Student
+    model: nn.Module  # the student, as Accelerate runs it
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    at: Progressed
+
+    @classmethod
+    def prepare(cls, config: TrainConfig, out: Path, resume: bool) -> Run:
+        if config.teacher:  # a bad file is to be known before the first worker opens it
+            open_teacher(config.teacher, config.model_config_of())
+        accelerator = Accelerator(
+            mixed_precision=config.precision,
+            cpu=not torch.cuda.is_available(),
+            # of a clip's last frame nothing uses what FiLM projects, and it may be the only one
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=config.frames == 1)
+            ],
+        )
+        clips = TaughtClips(config, out / SKIPPED)
+        student = _student(config)
+        ema = Ema(student.tracker, config.ema)
+        optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=config.lr)
+        at = load_checkpoint(out, student, ema, optimizer) if resume else Progressed()
+        if accelerator.num_processes > 1:
+            share_batch_norms(student)
+        model, optimizer = accelerator.prepare(student, optimizer)
+        ema.state = {k: v.to(accelerator.device) for k, v in ema.state.items()}
+        return cls(config, out, accelerator, clips, student, model, optimizer, ema, at)
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's share of every micro-batch that is still to come."""
+        config, accelerator = self.config, self.accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
+        loader = DataLoader(
+            self.clips,
+            batch_size=config.batch // world,
+            sampler=ShareOfProcess(config, rank, world, self.at.step * config.accumulate),
+            num_workers=config.data.workers,
+            prefetch_factor=4 if config.data.workers else None,
+            drop_last=True,
+        )
+        return iter(loader)
+
+    def backward(self, batch: Batch, micro: int, stage: Stage) -> dict[str, float]:
+        """Adds one micro-batch's share to the gradients and to the step's losses, which it returns
+        as means over all processes."""
+        torch.manual_seed(self.config.seed + 7919 * (self.at.step * self.config.accumulate + micro))
+        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+        last = micro == self.config.accumulate - 1
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            losses = self.model(batch, stage)
+            self.accelerator.backward(losses["total"] / self.config.accumulate)
+        means = process_mean(torch.stack([value.detach().float() for value in losses.values()]))
+        return {
+            name: value / self.config.accumulate
+            for name, value in zip(losses, means.tolist(), strict=True)
+        }
+
+    def update(self, stage: Stage) -> None:
+        """Moves the weights along the gradients, and their average after them."""
+        if not stage.film:
+            hold_film(self.student.tracker)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.student.tracker, self.at.step)
+        self.at.step += 1
+
+    def course(self, stage: Stage) -> dict[str, float]:
+        """What steers the run, for the journal."""
+        course = {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "difficulty": stage.level,
+            "film": float(stage.film),
+        }
+        if self.student.balance is not None:
+            balance = self.student.balance
+            shares = torch.exp(-balance.log_var.detach()).tolist()
+            course |= {f"weight_{n}": w for n, w in zip(balance.names, shares, strict=True)}
+        return course
+
+    def keep(self, seconds: float) -> None:
+        """A checkpoint and the weights so far, by the first process alone."""
+        self.at.seconds = seconds
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.out, self.student, self.ema, self.optimizer, self.at)
+            described = describe_run(self.config, self.clips.clips, self.at)
+            save_weights(self.out, self.config, self.ema, described)
+
+
+def _steps(run: Run, journal: Journal | None, stop: _Stop) -> None:
+    """Takes steps until the run is over or a signal asks any process to stop."""
+    config, at = run.config, run.at
     started, saved = time.monotonic() - at.seconds, time.monotonic()
-    log = (out / "log.jsonl").open("a") if accelerator.is_main_process else None
-
-    def keep() -> None:
-        at.seconds = time.monotonic() - started
-        if accelerator.is_main_process:
-            plain = accelerator.unwrap_model(model)
-            save_checkpoint(out, plain, ema, optimizer, at)
-            save_weights(out, config, ema, at)
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with stop, Progress(*columns, disable=not accelerator.is_main_process) as progress:
-        task = progress.add_task("training", total=config.steps, completed=at.step, note="")
-        batches = iter(loader)
-        waited, worked = 0.0, 0.0
-        while at.step < config.steps and not stop.asked:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, at.step)
-            sums: dict[str, float] = {}
-            for micro in range(config.accumulate):
-                torch.manual_seed(config.seed + 7919 * (at.step * config.accumulate + micro))
-                tick = time.monotonic()
-                batch = {k: v.to(accelerator.device) for k, v in next(batches).items()}
-                waited, tick = waited + time.monotonic() - tick, time.monotonic()
-                last = micro == config.accumulate - 1
-                with nullcontext() if last else accelerator.no_sync(model):
-                    losses = model(batch)
-                    accelerator.backward(losses["total"] / config.accumulate)
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
-            if not math.isfinite(sums["total"]):
-                raise FloatingPointError(
-                    f"step {at.step + 1}: the loss is not finite: lower lr or clip_norm and "
-                    f"resume from the last checkpoint in {out}"
-                )
-            accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(accelerator.unwrap_model(model).tracker, at.step)
-            worked += time.monotonic() - tick
-            at.step += 1
-            if log is not None:
-                record = {"step": at.step, **{k: round(v, 5) for k, v in sums.items()}}
-                log.write(json.dumps(record) + "\n")
-            if at.step % 20 == 0:
-                rate = 20 * config.batch * config.accumulate / (waited + worked)
-                note = f"loss {sums['total']:.3f}, {rate:.1f} clips/s, "
-                note += f"waiting for data {waited / (waited + worked):.0%}"
-                progress.update(task, note=note)
-                if log is not None:
-                    log.flush()
-                waited, worked = 0.0, 0.0
-            progress.update(task, completed=at.step)
-            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                keep()
-                saved = time.monotonic()
-        keep()
-    if log is not None:
-        log.close()
-    accelerator.end_training()
-    return out / "weights.safetensors"
+    batches = run.batches()
+    while at.step < config.steps and not any_process(stop.asked, run.accelerator.device):
+        stage = stage_at(config, at.step)
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(config, at.step)
+        began, waited = time.monotonic(), 0.0
+        sums: dict[str, float] = {}
+        for micro in range(config.accumulate):
+            tick = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - tick
+            for name, value in run.backward(batch, micro, stage).items():
+                sums[name] = sums.get(name, 0.0) + value
+        if not math.isfinite(sums["total"]):
+            raise FloatingPointError(
+                f"step {at.step + 1}: the loss is not finite: lower lr or clip_norm and "
+                f"resume from the last checkpoint in {run.out}"
+            )
+        run.update(stage)
+        if journal is not None:
+            worked = time.monotonic() - began - waited
+            journal.add(at.step, sums, run.course(stage), waited, worked)
+        if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            run.keep(time.monotonic() - started)
+            saved = time.monotonic()
+    run.keep(time.monotonic() - started)
 
 
-def save_weights(out: Path, config: TrainConfig, ema: Ema, at: Progressed) -> None:
-    """The EMA's weights in half precision with their provenance, which run.json repeats."""
-    provenance = {
-        "config": config.model_dump(mode="json"),
-        "step": at.step,
-        "seconds": round(at.seconds),
-        "commit": _commit(),
-        "torch": torch.__version__,
-    }
-    tensors = {
-        k: v.detach().cpu().half() if v.is_floating_point() else v.detach().cpu().clone()
-        for k, v in ema.state.items()
-    }
-    weights.save(
-        out / "weights.safetensors",
-        weights.Weights(config.model_config_of(), tensors, provenance=provenance),
-    )
-    (out / "run.json").write_text(json.dumps(provenance, indent=1) + "\n")
+def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
+    """Trains and returns the weights file (the EMA's), in ``out``.
+
+    Args:
+        config: the run.
+        out: folder for checkpoint.safetensors, weights.safetensors, run.json, log.jsonl and
+            TensorBoard's events.
+        resume: go on from the checkpoint in ``out``.
+    """
+    if not resume and (out / checkpoint.FILE).exists():
+        raise DataError(f"{out} holds a run already: resume it or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (out / SKIPPED).unlink(missing_ok=True)
+    console = Console(file=sys.stderr)
+    run = Run.prepare(config, out, resume)
+    publishes = config.hub is not None and run.accelerator.is_main_process
+    if config.hub and publishes:  # a wrong name or token is to be known before days of training
+        hub.prepare(config.hub)
+    stop = _Stop()
+    with ExitStack() as stack:
+        stack.enter_context(stop)
+        journal = None
+        if run.accelerator.is_main_process:
+            journal = Journal(out, config, run.at.step, console)
+            stack.enter_context(journal)
+        _steps(run, journal, stop)
+    if run.at.step < config.steps and run.accelerator.is_main_process:
+        console.print(f"stopped after step {run.at.step} of {config.steps}: --resume goes on")
+    broken = run.clips.clips.skipped.reasons()
+    if broken and run.accelerator.is_main_process:
+        console.print(f"{len(broken)} images could not be read, see {out / SKIPPED}: {broken[0]}")
+    if config.hub and publishes and run.at.step == config.steps:
+        hub.push(config.hub, out)
+    run.accelerator.end_training()
+    return out / WEIGHTS

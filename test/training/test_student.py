@@ -1,0 +1,208 @@
+"""The net as it is trained: which losses there are, what they sum to, and what they reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vil_tracker_core.model import presets
+from vil_tracker_core.training.batches import ShareOfProcess, TaughtClips
+from vil_tracker_core.training.config import TrainConfig
+from vil_tracker_core.training.optimizer import parameter_groups
+from vil_tracker_core.training.phases import Stage
+from vil_tracker_core.training.student import Student
+
+MakeConfig = Callable[..., TrainConfig]
+BatchOf = Callable[..., dict[str, Tensor]]
+FIXED = {"focal": 1.5, "giou": 3.0, "l1": 0.5, "nll": 0.25}
+
+
+def new_student(config: TrainConfig) -> Student:
+    torch.manual_seed(0)
+    return Student(config)
+
+
+def everything(make_config: MakeConfig, folder: Path, **changes: object) -> TrainConfig:
+    """Every loss there is."""
+    teacher = {
+        "kind": "fear_xs",
+        "folder": folder,
+        "block": 3,
+        "feature_weight": 2.0,
+        "score_weight": 0.5,
+        "box_weight": 1.0,
+    }
+    return make_config(frames=2, teacher=teacher, losses={**FIXED, "contrastive": 0.7}, **changes)
+
+
+ALL = {
+    "focal": 1.5,
+    "giou": 3.0,
+    "l1": 0.5,
+    "nll": 0.25,
+    "contrastive": 0.7,
+    "distill_features": 2.0,
+    "distill_score": 0.5,
+    "distill_boxes": 1.0,
+}
+
+
+def test_total_is_the_weighted_sum(make_config: MakeConfig, batch_of: BatchOf) -> None:
+    config = make_config(frames=2, losses=FIXED)
+    losses = new_student(config)(batch_of(config))
+    assert set(losses) == {*FIXED, "total", "overlap"}
+    expected = sum((FIXED[name] * losses[name] for name in FIXED), torch.zeros(()))
+    torch.testing.assert_close(losses["total"], expected)
+    assert 0 <= losses["overlap"] <= 1
+
+
+def test_all_losses_sum_up(make_config: MakeConfig, batch_of: BatchOf, fear_folder: Path) -> None:
+    config = everything(make_config, fear_folder)
+    losses = new_student(config)(batch_of(config))
+    assert set(losses) == {*ALL, "total", "overlap"}
+    assert losses["contrastive"] > 0
+    assert 0 < losses["distill_features"] <= 2
+    expected = sum((ALL[name] * losses[name] for name in ALL), torch.zeros(()))
+    torch.testing.assert_close(losses["total"], expected)
+
+
+def test_learned_balance_leaves_the_nll_alone(
+    make_config: MakeConfig, batch_of: BatchOf, fear_folder: Path
+) -> None:
+    config = everything(make_config, fear_folder, adaptive_losses=True)
+    student = new_student(config)
+    assert student.balance is not None
+    assert student.balance.names == [name for name in ALL if name != "nll"]
+    with torch.no_grad():
+        student.balance.log_var.copy_(torch.linspace(-0.5, 0.7, 7))
+    losses = student(batch_of(config))
+    expected = 0.25 * losses["nll"]
+    for name, log_var in zip(student.balance.names, torch.linspace(-0.5, 0.7, 7), strict=True):
+        expected = expected + torch.exp(-log_var) * ALL[name] * losses[name] + log_var
+    torch.testing.assert_close(losses["total"], expected)
+    losses["total"].backward()
+    assert student.balance.log_var.grad is not None
+    assert (student.balance.log_var.grad != 0).all()
+
+
+def test_curriculum_weighs_the_losses(make_config: MakeConfig, batch_of: BatchOf) -> None:
+    config = make_config(losses=FIXED, easy_losses={**FIXED, "l1": 4.5, "giou": 1.0})
+    losses = new_student(config)(batch_of(config), Stage(level=0.25))
+    weights = {**FIXED, "l1": 3.5, "giou": 1.5}
+    expected = sum((weights[name] * losses[name] for name in FIXED), torch.zeros(()))
+    torch.testing.assert_close(losses["total"], expected)
+
+
+def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf) -> None:
+    """With FiLM on the student trains exactly what `forward_clip` computes."""
+    config = make_config(frames=3)
+    student, batch = new_student(config), batch_of(config)
+    clip = batch["template"].float(), batch["search"].float(), batch["motion"]
+    wanted = student.tracker.eval().forward_clip(*clip)
+    for one, two in zip(student._steps(batch, Stage()), wanted, strict=True):
+        torch.testing.assert_close(one.prediction.score, two.prediction.score)
+        torch.testing.assert_close(one.memory.context.tokens, two.memory.context.tokens)
+
+
+def test_film_that_is_off_changes_nothing(make_config: MakeConfig, batch_of: BatchOf) -> None:
+    """Generators that would change much, were they on."""
+    config = make_config(frames=3)
+    student, batch = new_student(config), batch_of(config)
+    student.eval()
+    plain = student(batch, Stage(film=False))
+    assert student.tracker.film is not None
+    with torch.no_grad():
+        for parameter in student.tracker.film.parameters():
+            parameter.normal_()
+    off, on = student(batch, Stage(film=False)), student(batch, Stage(film=True))
+    for name, value in plain.items():
+        assert torch.equal(off[name], value), name
+    assert not torch.allclose(on["focal"], plain["focal"])
+
+
+def test_every_parameter_learns(
+    make_config: MakeConfig, batch_of: BatchOf, fear_folder: Path
+) -> None:
+    """But for those that FiLM's identity start holds back for a step."""
+    config = everything(make_config, fear_folder, adaptive_losses=True)
+    student = new_student(config)
+    student(batch_of(config))["total"].backward()
+    idle = [
+        name for name, p in student.named_parameters() if p.grad is None or not p.grad.any().item()
+    ]
+    held = ("tracker.film.generators", "tracker.film.calibrator", "tracker.film.projection")
+    assert [name for name in idle if not name.startswith(held)] == []
+    assert "tracker.film.generators.0.2.weight" not in idle
+
+
+def test_bfloat16_trains_every_loss(
+    make_config: MakeConfig, batch_of: BatchOf, fear_folder: Path
+) -> None:
+    config = everything(make_config, fear_folder, adaptive_losses=True)
+    student, batch = new_student(config), batch_of(config)
+    exact = student(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = student(batch)
+    losses["total"].backward()
+    for name in ("focal", "contrastive", "distill_features", "distill_boxes"):
+        assert losses[name].dtype == torch.float32
+        assert losses[name].item() == pytest.approx(exact[name].item(), rel=0.1)
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("scan", ["regional", "joint"])
+def test_memory_loss_reaches_template_and_search(
+    make_config: MakeConfig, batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch, scan: str
+) -> None:
+    """In the joint scan too, whose templates' features only a frame's own pass knows."""
+    tiny = replace(presets.PRESETS["vil_tiny"], name="tiny_scan", scan=scan)
+    monkeypatch.setitem(presets.PRESETS, "tiny_scan", tiny)
+    config = make_config(model="tiny_scan", frames=2, losses={"contrastive": 1.0})
+    student = new_student(config)
+    steps = student._steps(batch_of(config), Stage())
+    features = [step.memory.templates.features for step in steps]
+    assert all(f is not None and f.shape == (4, 4, 32) for f in features)
+    losses = student(batch_of(config))
+    assert math.isfinite(losses["contrastive"].item())
+    losses["contrastive"].backward()
+    embedding = student.tracker.backbone.embedding
+    for parameter in (embedding.template_position, embedding.search_position):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+
+
+def test_learns_one_batch(make_config: MakeConfig, batch_of: BatchOf) -> None:
+    config = make_config()
+    student = new_student(config)
+    optimizer = torch.optim.AdamW(parameter_groups(student, config), lr=5e-3)
+    batch = batch_of(config)
+    made = []
+    for _ in range(12):
+        losses = student(batch)
+        made.append(losses["total"].item())
+        losses["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert made[-1] < 0.7 * made[0]
+
+
+def test_prepared_student_gives_the_same_losses(make_config: MakeConfig, batch_of: BatchOf) -> None:
+    """Accelerate's wrapping and a DataLoader change no number."""
+    config = make_config()
+    student = new_student(config)
+    plain = {name: value.item() for name, value in student(batch_of(config)).items()}
+    sampler = ShareOfProcess(config, 0, 1, 0)
+    loader = DataLoader(TaughtClips(config), batch_size=config.batch, sampler=sampler)
+    accelerator = Accelerator(mixed_precision="no", cpu=True)
+    model = accelerator.prepare(student)
+    made = {name: value.item() for name, value in model(next(iter(loader))).items()}
+    assert made == pytest.approx(plain)

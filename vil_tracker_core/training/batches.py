@@ -1,0 +1,92 @@
+"""Clips as tensors, with what a teacher says of them, dealt to processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from vil_tracker_core.data.clips import Clip
+from vil_tracker_core.data.sequence import DataError
+from vil_tracker_core.training.config import TrainConfig
+from vil_tracker_core.training.sources import clip_dataset
+from vil_tracker_core.training.teachers import Response, Teacher, open_teacher
+
+Batch = dict[str, Tensor]
+
+
+class TaughtClips(Dataset[Batch]):
+    """Clips, see `data.clips.Clip`, as tensors.
+
+    With a teacher also ``taught_features`` (K, channels, g, g), and, where it has to respond,
+    ``taught_score`` (K, G, G) and ``taught_boxes`` (K, 4, G, G).
+
+    Args:
+        config: the run.
+        skipped: a text file for the names of broken images, see `sources.clip_dataset`.
+    """
+
+    def __init__(self, config: TrainConfig, skipped: Path | None = None) -> None:
+        self.clips = clip_dataset(config, skipped)
+        self.config = config
+        self._teacher: Teacher | None = None
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Batch:
+        cv2.setNumThreads(1)
+        clip = self.clips[index]
+        batch = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in clip.items()}
+        return batch | self._taught(clip)
+
+    def _taught(self, clip: Clip) -> Batch:
+        config = self.config.teacher
+        if config is None:
+            return {}
+        if self._teacher is None:  # one a worker: its sessions do not survive a fork
+            self._teacher = open_teacher(config, self.config.model_config_of())
+        taught = {}
+        if config.feature_weight:
+            features = [self._teacher.features(search) for search in clip["search"]]
+            taught["taught_features"] = torch.from_numpy(np.stack(features))
+        if config.responds:
+            responses = [self._response(self._teacher, clip, k) for k in range(len(clip["search"]))]
+            taught["taught_score"] = torch.from_numpy(np.stack([r.score for r in responses]))
+            taught["taught_boxes"] = torch.from_numpy(np.stack([r.boxes for r in responses]))
+        return taught
+
+    def _response(self, teacher: Teacher, clip: Clip, k: int) -> Response:
+        """The teacher's answer for frame k; none is asked where the target is absent."""
+        grid = self.config.model_config_of().search_grid
+        if not clip["visible"][k]:
+            nothing = np.zeros((4, grid, grid), np.float32)
+            return Response(nothing[0], nothing)
+        _, _, w, h = clip["box"][k].tolist()
+        aspect = min(max(w / max(h, 1e-6), 1 / 16), 16)
+        return teacher.respond(clip["template"][0], clip["search"][k], aspect, grid)
+
+
+class ShareOfProcess(Sampler[int]):
+    """The clips of one process, in order, from a step on: every process knows all the others'."""
+
+    def __init__(self, config: TrainConfig, rank: int, world: int, first_micro: int) -> None:
+        self.batch, self.rank, self.world = config.batch, rank, world
+        self.first = first_micro
+        self.count = config.steps * config.accumulate
+        if config.batch % world:
+            raise DataError(f"batch {config.batch} is not a multiple of the {world} processes")
+
+    def __iter__(self) -> Iterator[int]:
+        share = self.batch // self.world
+        for micro in range(self.first, self.count):
+            start = micro * self.batch + self.rank * share
+            yield from range(start, start + share)
+
+    def __len__(self) -> int:
+        return (self.count - self.first) * self.batch // self.world

@@ -1,0 +1,146 @@
+"""The tracker and what only training needs, as one module whose forward pass gives the losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vil_tracker_core.model.heads import Prediction, decode
+from vil_tracker_core.model.tracker import Step, ViLTracker
+from vil_tracker_core.training.batches import Batch
+from vil_tracker_core.training.config import TrainConfig
+from vil_tracker_core.training.curriculum import loss_weights
+from vil_tracker_core.training.distill import (
+    FeatureDistillation,
+    Taught,
+    box_distillation,
+    reliability,
+    score_distillation,
+)
+from vil_tracker_core.training.losses import (
+    AdaptiveWeights,
+    iou,
+    memory_contrastive,
+    target_map,
+    target_memory,
+    tracking_losses,
+    weighted_mean,
+)
+from vil_tracker_core.training.phases import Stage, freeze_shared_experts
+from vil_tracker_core.training.teachers import KINDS
+
+Losses = dict[str, Tensor]
+
+
+class Student(nn.Module):
+    """Clips -> losses.
+
+    Attributes:
+        tracker: what is trained for.
+        distillation: maps its features to the teacher's, where there is one.
+        balance: learned weights of the losses, where they are learned. The nll is not among them:
+            it can be negative, and is a likelihood with variances of its own already.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        # channels last: the layout of tokens; halves the time of the convolutions' backward pass
+        self.tracker = ViLTracker(config.model_config_of())
+        self.tracker.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.freeze_shared_experts:
+            freeze_shared_experts(self.tracker)
+
+        self.distillation: FeatureDistillation | None = None
+        if config.teacher and config.teacher.feature_weight:
+            channels = KINDS[config.teacher.kind].channels
+            self.distillation = FeatureDistillation(self.tracker.config.dim, channels)
+        self.balance: AdaptiveWeights | None = None
+        if config.adaptive_losses:
+            names = [name for name, weight in self._weights(Stage()).items() if weight]
+            self.balance = AdaptiveWeights([name for name in names if name != "nll"])
+
+        self._normalised: Tensor | None = None
+        if config.losses.contrastive and self.tracker.config.scan == "joint":
+            # there the templates' features are known to the final norm alone
+            self.tracker.backbone.norm.register_forward_hook(self._keep_normalised)
+
+    def _keep_normalised(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._normalised = output
+
+    def _weights(self, stage: Stage) -> dict[str, float]:
+        """Every loss's fixed weight, 0 where it is left out."""
+        weights = loss_weights(self.config, stage.level)
+        if self.config.teacher:
+            teacher = self.config.teacher
+            weights["distill_features"] = teacher.feature_weight
+            weights["distill_score"] = teacher.score_weight
+            weights["distill_boxes"] = teacher.box_weight
+        return weights
+
+    def forward(self, batch: Batch, stage: Stage = Stage()) -> Losses:  # noqa: B008 - immutable
+        """Each loss, unweighted, as a mean over the clip's frames; their sum `total`; and, not
+        among them, the `overlap` of the best cells' boxes with the truth."""
+        steps = self._steps(batch, stage)
+        frames = [self._frame_losses(step, batch, k) for k, step in enumerate(steps)]
+        losses = {name: torch.stack([f[name] for f in frames]).mean() for name in frames[0]}
+        overlap = losses.pop("overlap")
+        weights = self._weights(stage)
+        terms = {name: weights[name] * value for name, value in losses.items()}
+        if self.balance is None:
+            total = torch.stack(list(terms.values())).sum()
+        else:
+            total = self.balance(terms) + terms["nll"]
+        return {**losses, "total": total, "overlap": overlap}
+
+    def _steps(self, batch: Batch, stage: Stage) -> list[Step]:
+        """The tracker's results for the clip's frames, one by one as online. While FiLM is off no
+        frame is trusted: the context stays empty, and an empty one modulates nothing."""
+        teacher = self.config.teacher
+        tap = teacher.block if teacher and teacher.feature_weight else None
+        search = batch["search"].float()
+        memory = self.tracker.start(batch["template"].float())
+        trust = search.new_full((len(search),), float(stage.film))
+        steps = []
+        for k in range(search.shape[1]):
+            step = self.tracker.step(search[:, k], memory, batch["motion"][:, k], trust, tap)
+            memory = step.memory
+            steps.append(step)
+            if self._normalised is not None:  # the features are of this frame's pass
+                tokens = self._normalised[:, : -step.features.shape[1]]
+                templates = step.memory.templates._replace(features=tokens)
+                steps[-1] = step._replace(memory=step.memory._replace(templates=templates))
+        return steps
+
+    def _frame_losses(self, step: Step, batch: Batch, k: int) -> Losses:
+        """The losses of frame k, and its `overlap`."""
+        unit, visible = batch["box"][:, k], batch["visible"][:, k]
+        losses = tracking_losses(step.prediction, unit, visible)
+        if self.config.losses.contrastive:
+            losses["contrastive"] = self._contrastive(step, unit, visible)
+        if self.distillation is not None and step.tapped is not None:
+            losses["distill_features"] = self.distillation(
+                step.tapped, batch["taught_features"][:, k]
+            )
+        if self.config.teacher and self.config.teacher.responds:
+            taught = Taught(batch["taught_score"][:, k], batch["taught_boxes"][:, k])
+            trust = reliability(taught, unit, visible)
+            losses["distill_score"] = score_distillation(step.prediction.score, taught.score, trust)
+            losses["distill_boxes"] = box_distillation(step.prediction, taught, trust)
+        losses["overlap"] = mean_overlap(step.prediction, unit, visible)
+        return losses
+
+    def _contrastive(self, step: Step, unit: Tensor, visible: Tensor) -> Tensor:
+        model, features = self.tracker.config, step.memory.templates.features
+        assert features is not None
+        memory = target_memory(features, model.template_grid, model.template_factor)
+        return memory_contrastive(
+            memory, step.features, target_map(unit, visible, model.search_grid)
+        )
+
+
+@torch.no_grad()
+def mean_overlap(prediction: Prediction, unit: Tensor, visible: Tensor) -> Tensor:
+    """IoU of the best cell's box with the truth (B, 4), a mean over visible samples."""
+    unit = torch.where(visible[:, None], unit, torch.full_like(unit, 0.5))
+    return weighted_mean(iou(decode(prediction).unit, unit), visible.to(unit.dtype))
