@@ -30,23 +30,23 @@ class Refused(ValueError):
     """A request that cannot be met; the message tells the caller why."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Frame:
     """A frame as received. ``message`` is decoded only when it is worked on.
-
-    Two of them are never equal, whatever their stamps.
 
     Attributes:
         stamp_ns: in the camera's clock.
         message: what `Pipeline`'s decoder takes.
         size: (width, height) in px.
         memory: bytes that it takes while it is held.
+        replaced: a newer one came before work on it began; counted as dropped.
     """
 
     stamp_ns: int
     message: Any
     size: tuple[int, int]
     memory: int
+    replaced: bool = False
 
 
 @dataclass
@@ -142,7 +142,6 @@ class Pipeline:
         self._waiting: Frame | None = None
         self._held: deque[Frame] = deque()
         self._held_memory = 0
-        self._replaced: set[Frame] = set()  # held frames that a newer one kept from being worked on
         self._starts: list[_Start] = []
         self._stops: set[str] = set()
         self._config: TrackerConfig | None = None  # one that the worker has yet to take over
@@ -158,7 +157,6 @@ class Pipeline:
         with self._changed:
             if self._held and frame.stamp_ns < self._held[-1].stamp_ns:
                 self._held.clear()  # time jumped back: the past is no longer this stream's
-                self._replaced.clear()
                 self._held_memory = 0
             self._held.append(frame)
             self._held_memory += frame.memory
@@ -166,13 +164,10 @@ class Pipeline:
                 frame.stamp_ns - self._held[0].stamp_ns > self._history_ns
                 or self._held_memory > self._memory
             ) and len(self._held) > 1:
-                old = self._held.popleft()
-                self._replaced.discard(old)
-                self._held_memory -= old.memory
+                self._held_memory -= self._held.popleft().memory
             if self._waiting is not None:
+                self._waiting.replaced = True
                 self._dropped += 1
-                if self._waiting in self._held:
-                    self._replaced.add(self._waiting)
             self._waiting = frame
             self._changed.notify_all()
 
@@ -386,8 +381,8 @@ class Pipeline:
         with self._changed:
             if not self._running:
                 return
-            if done.frame in self._replaced:  # a track that catches up sees it after all
-                self._replaced.remove(done.frame)
+            if done.frame.replaced:  # a track that catches up sees it after all
+                done.frame.replaced = False
                 self._dropped -= 1
             done = replace(done, dropped=self._dropped)
             for name in done.results:
