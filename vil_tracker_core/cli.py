@@ -376,6 +376,55 @@ def bench(
 
 
 @app.command()
+def calibrate(
+    model: Annotated[
+        str, typer.Argument(metavar="WEIGHTS", help="A weights file or a shipped preset.")
+    ],
+    root: Annotated[Path, typer.Argument(help="Folder of sequences with truth, to fit on.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Weights file to make; without it, the scale is only printed."),
+    ] = None,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="a,b,c: names of the sequences to fit on; all by default."),
+    ] = None,
+    check: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder to measure the scale on; may be ROOT, then all but --only."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the net.")] = 1,
+) -> None:
+    """Fit the scale of the net's variances, so that the covariance means what it says.
+
+    Prints how often the truth lies in the 50, 90 and 95 % regions, before and after. The rule of
+    the fit: evaluation/calibration.py.
+    """
+    from vil_tracker_core import weights
+    from vil_tracker_core.evaluation.calibration import LEVELS
+    from vil_tracker_core.evaluation.calibration import calibrate as fit
+
+    if out is not None and out.exists():
+        raise ValueError(f"{out} exists already: choose another name")
+    names = () if only is None else tuple(filter(None, map(str.strip, only.split(","))))
+    made = fit(weights.find(model), root, names, check, threads)
+    levels = "/".join(f"{100 * level:.0f}" for level in LEVELS)
+    table = Table(title=f"% of frames with the truth in the {levels} % region")
+    for heading in ("split", "scale", "claim", "frames", "centre", "box"):
+        table.add_column(heading)
+    for each in made.regions:
+        shares = (" ".join(f"{100 * v:4.1f}" for v in part) for part in (each.centre, each.box))
+        table.add_row(each.split, each.scale, each.claim, str(each.frames), *shares)
+    Console().print(table)
+    for name, calibration in (("old", made.old), ("new", made.weights.calibration)):
+        shown = ", ".join(f"{value:.3f}" for value in calibration.scale)
+        typer.echo(f"{name} scale of (cx, cy, w, h): {shown}; fitted on {calibration.fitted_on}")
+    if out is not None:
+        weights.save(out, made.weights)
+        typer.echo(f"weights: {out}")
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A weights file or a shipped preset.")],
     out: Annotated[Path, typer.Argument(help="Folder for start.onnx and step.onnx.")],

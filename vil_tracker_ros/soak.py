@@ -166,6 +166,12 @@ class Flight(Node):
             if item.key == "errors":
                 self.failed = int(item.value)
 
+    def ready(self) -> bool:
+        """The node is active and its services can be called."""
+        clients = self.init_track, self._stop_track, self._set_parameters
+        heard = self.count_subscribers("image") > 0
+        return heard and all(client.service_is_ready() for client in clients)
+
     def spin(self, seconds: float) -> None:
         """Handles what arrives for so long."""
         end = time.monotonic() + seconds
@@ -293,7 +299,7 @@ def run(seconds: float, rate: float, size: tuple[int, int], parameters: Sequence
     try:
         with process("vil_tracker_ros.tracker_node", "--ros-args", *arguments) as node:
             end = time.monotonic() + START_TIMEOUT
-            while not (flight.init_track.service_is_ready() and flight.count_subscribers("image")):
+            while not flight.ready():
                 if node.poll() is not None:
                     raise SoakError(f"the node ended with status {node.returncode}")
                 if time.monotonic() > end:

@@ -50,6 +50,24 @@ def test_a_published_layout_with_attributes(
         BenchmarkSource("uav123", tmp_path / "uav").read()
 
 
+def test_a_broken_sequence_of_a_published_layout_does_not_end_the_run(
+    make_sequence: MakeSequence, write_sequence: WriteSequence, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        write_sequence(make_sequence(name, count=3), tmp_path)
+        for number, image in enumerate(sorted((tmp_path / name / "img").iterdir()), start=1):
+            image.rename(image.with_name(f"{number:05d}.jpg"))
+    truth = tmp_path / "b" / "groundtruth_rect.txt"
+    truth.write_text("".join(truth.read_text().splitlines(keepends=True)[:-1]))
+    found = BenchmarkSource("dtb70", tmp_path).read()
+    assert [case.name for case in found.cases] == ["a"]
+    assert list(found.broken) == ["b"]
+    assert "2 boxes for 3 frames" in found.broken["b"]
+    (tmp_path / "a" / "groundtruth_rect.txt").write_text("")
+    with pytest.raises(DataError, match=r"holds no sequence of layout dtb70 to run: .* no boxes"):
+        BenchmarkSource("dtb70", tmp_path).read()
+
+
 def test_attributes_of_any_other_layout(
     make_sequence: MakeSequence, write_sequence: WriteSequence, tmp_path: Path
 ) -> None:

@@ -181,15 +181,21 @@ def read_folder(folder: Path, fps: float | None = None) -> Sequence:
     )
 
 
-def read_folders(root: Path) -> list[Sequence]:
-    """All sequences directly below ``root``, sorted by name; raises DataError if there is none."""
+def sequence_folders(root: Path) -> list[Path]:
+    """The folders directly below ``root`` that `read_folder` reads, sorted; raises DataError if
+    there is none."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
     folders = sorted(path for path in root.iterdir() if (path / "img").is_dir())
     if not folders:
         raise DataError(f"{root} holds no sequence (a folder with img/ and {TRUTH_FILE})")
-    return [read_folder(folder) for folder in folders]
+    return folders
+
+
+def read_folders(root: Path) -> list[Sequence]:
+    """All sequences directly below ``root``, sorted by name; raises DataError if there is none."""
+    return [read_folder(folder) for folder in sequence_folders(root)]
 
 
 def write_folder(sequence: Sequence, folder: Path, fps: float = 30.0, quality: int = 92) -> None:

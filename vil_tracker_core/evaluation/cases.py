@@ -130,8 +130,9 @@ class BenchmarkSource:
             cases = _each("folders", _folders(self.root), lambda path: Case(read_folder(path)))
         elif self.layout in LAYOUTS:
             layout = LAYOUTS[self.layout]
-            sequences = read_benchmark(self.layout, self.root, self.split)
-            cases = Cases(layout.title, [Case(each) for each in sequences], {}, layout.origin)
+            broken: dict[str, str] = {}
+            sequences = read_benchmark(self.layout, self.root, self.split, broken)
+            cases = Cases(layout.title, [Case(each) for each in sequences], broken, layout.origin)
         else:
             raise DataError(f"layout {self.layout!r} is not one of {', '.join(LAYOUT_NAMES)}")
         if not cases.cases:

@@ -42,3 +42,22 @@ def test_missing_truth_and_wrong_layout(dtb70: Path, refused: Callable[..., None
     refused(lambda: read_benchmark("dtb70", dtb70 / "Animal1"), dtb70 / "Animal1", "NAME/img")
     (dtb70 / "Animal1" / "groundtruth_rect.txt").unlink()
     refused(lambda: read_benchmark("dtb70", dtb70), "groundtruth_rect.txt", "missing")
+
+
+@pytest.mark.parametrize(("rows", "said"), [(0, "no boxes"), (2, "2 boxes for 3 frames")])
+def test_a_broken_sequence_is_left_out_where_that_is_asked_for(
+    dtb70: Path, rows: int, said: str
+) -> None:
+    (dtb70 / "Animal1" / "groundtruth_rect.txt").write_text("1,2,3,4\n" * rows)
+    broken: dict[str, str] = {}
+    videos = read_benchmark("dtb70", dtb70, broken=broken)
+    assert [video.name for video in videos] == ["StreetBasketball1"]
+    assert list(broken) == ["Animal1"]
+    assert said in broken["Animal1"]
+    assert str(dtb70 / "Animal1") in broken["Animal1"]
+
+
+def test_nothing_is_noted_of_whole_sequences(dtb70: Path) -> None:
+    broken: dict[str, str] = {}
+    assert len(read_benchmark("dtb70", dtb70, broken=broken)) == 2
+    assert broken == {}

@@ -113,3 +113,15 @@ def test_wrong_layout(
     (folder / "img").rename(folder / "images")
     (folder / "img").mkdir()
     refused(lambda: read_benchmark("otb", tmp_path), folder / "img", "0001.jpg")
+
+
+def test_one_broken_target_of_two_is_left_out_where_that_is_asked_for(
+    tmp_path: Path, add: Callable[..., Path]
+) -> None:
+    truth = ("groundtruth_rect.1.txt", "groundtruth_rect.2.txt")
+    folder = add("Jogging", range(1, 4), 3, truth=truth)
+    (folder / truth[1]).write_text("1,2,3,4\n" * 2)
+    broken: dict[str, str] = {}
+    assert [video.name for video in read_benchmark("otb", tmp_path, broken=broken)] == ["Jogging.1"]
+    assert list(broken) == ["Jogging.2"]
+    assert "2 boxes for 3 frames" in broken["Jogging.2"]

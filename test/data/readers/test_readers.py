@@ -38,6 +38,10 @@ def test_generic_folder(tmp_path: Path, write_frames: Callable[..., None]) -> No
     (tmp_path / "car" / "groundtruth_rect.txt").write_text("1,2,3,4\nnan,nan,nan,nan\n")
     (video,) = read_benchmark("folder", tmp_path)
     assert video.visible.tolist() == [True, False]
+    write_frames(tmp_path / "dog" / "img", "{:08d}.png", range(1, 3))
+    broken: dict[str, str] = {}
+    assert [v.name for v in read_benchmark("folder", tmp_path, broken=broken)] == ["car"]
+    assert broken == {"dog": f"{tmp_path / 'dog' / 'groundtruth_rect.txt'} is missing"}
 
 
 def test_frames_travel_to_another_process(tmp_path: Path) -> None:

@@ -76,3 +76,17 @@ def test_wrong_layout(uav123: Path, refused: Callable[..., None]) -> None:
     refused(lambda: read_benchmark("uav123", inner), inner / "anno" / "UAV123", "data_seq/UAV123")
     (uav123 / "data_seq" / "UAV123" / "bike3").rename(uav123 / "bike3")
     refused(lambda: read_benchmark("uav123", uav123), "bike3", "frames are missing")
+
+
+def test_broken_sequences_are_left_out_where_that_is_asked_for(uav123: Path) -> None:
+    frames = uav123 / "data_seq" / "UAV123"
+    for path in (frames / "bike3").iterdir():
+        path.unlink()
+    truth = uav123 / "anno" / "UAV123" / "bird1_1.txt"
+    truth.write_text("")
+    broken: dict[str, str] = {}
+    videos = read_benchmark("uav123", uav123, broken=broken)
+    assert [video.name for video in videos] == ["bird1_2"]
+    assert sorted(broken) == ["bike3", "bird1_1"]
+    assert "3 boxes for 0 frames" in broken["bike3"]
+    assert broken["bird1_1"] == f"{truth} holds no boxes"

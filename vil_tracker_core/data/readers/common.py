@@ -143,13 +143,33 @@ def make_sequence(
     return Sequence(name, boxes, np.arange(len(boxes)) / fps, frames, origin)
 
 
-def read_all(paths: list[Path], read: Callable[[Path], Sequence], title: str) -> list[Sequence]:
-    """``read`` of each path, under a progress bar: a large data set takes a minute."""
+def read_all(
+    paths: list[Path],
+    read: Callable[[Path], Sequence],
+    title: str,
+    broken: dict[str, str] | None = None,
+    name_of: Callable[[Path], str] = lambda folder: folder.name,
+) -> list[Sequence]:
+    """``read`` of each path, under a progress bar: a large data set takes a minute.
+
+    Args:
+        paths: what ``read`` takes, one a sequence.
+        read: gives the sequence of a path; raises DataError or OSError where it is broken.
+        title: of the progress bar.
+        broken: gains name -> why of each broken sequence, which is left out; with None the first
+            one ends the reading.
+        name_of: gives the sequence's name from its path, also where it cannot be read.
+    """
     # rich's track() is not for this: it hangs when an error leaves its loop
     with Progress(transient=True) as progress:
         task = progress.add_task(title, total=len(paths))
         sequences = []
         for path in paths:
-            sequences.append(read(path))
+            try:
+                sequences.append(read(path))
+            except (DataError, OSError) as error:
+                if broken is None:
+                    raise
+                broken[name_of(path)] = str(error)
             progress.advance(task)
         return sequences

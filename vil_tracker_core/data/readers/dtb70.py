@@ -8,6 +8,7 @@ from vil_tracker_core.data.readers.common import (
     NumberedFrames,
     check_count,
     make_sequence,
+    read_all,
     read_truth,
     subfolders,
 )
@@ -16,15 +17,16 @@ from vil_tracker_core.data.sequence import TRUTH_FILE, DataError, Sequence
 EXPECTS = f"NAME/img/00001.jpg and NAME/{TRUTH_FILE}"
 
 
-def read(root: Path) -> list[Sequence]:
+def _read_sequence(folder: Path) -> Sequence:
+    truth, frames = folder / TRUTH_FILE, NumberedFrames(folder / "img", "{:05d}.jpg")
+    boxes = read_truth(truth)
+    check_count(truth, boxes, frames)
+    return make_sequence(folder.name, boxes, frames, "DTB70")
+
+
+def read(root: Path, broken: dict[str, str] | None = None) -> list[Sequence]:
     """All sequences, sorted by name."""
     folders = [folder for folder in subfolders(root) if (folder / "img").is_dir()]
     if not folders:
         raise DataError(f"{root} holds no sequence of DTB70 ({EXPECTS})")
-    sequences = []
-    for folder in folders:
-        truth, frames = folder / TRUTH_FILE, NumberedFrames(folder / "img", "{:05d}.jpg")
-        boxes = read_truth(truth)
-        check_count(truth, boxes, frames)
-        sequences.append(make_sequence(folder.name, boxes, frames, "DTB70"))
-    return sequences
+    return read_all(folders, _read_sequence, "DTB70", broken)

@@ -57,10 +57,10 @@ def _read_sequence(folder: Path, with_labels: bool) -> Sequence:
     return make_sequence(folder.name, boxes, frames, "GOT-10k", hidden, _fps(folder))
 
 
-def read(root: Path, split: str) -> list[Sequence]:
+def read(root: Path, split: str, broken: dict[str, str] | None = None) -> list[Sequence]:
     """The sequences of a split, in the order of its list.txt."""
     home = subfolder(root, split, f"GOT-10k ({EXPECTS})")
     names = read_names(home / "list.txt")
     folders = [subfolder(home, name, "its list.txt says") for name in names]
     read_one = partial(_read_sequence, with_labels=split != "test")
-    return read_all(folders, read_one, f"GOT-10k {split}")
+    return read_all(folders, read_one, f"GOT-10k {split}", broken)

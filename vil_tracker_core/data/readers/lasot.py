@@ -48,7 +48,7 @@ def _names_of(root: Path, split: str, present: set[str]) -> list[str]:
     raise DataError(f"{testing} is missing: it says which sequences are for testing")
 
 
-def read(root: Path, split: str) -> list[Sequence]:
+def read(root: Path, split: str, broken: dict[str, str] | None = None) -> list[Sequence]:
     """The sequences of a split."""
     root = Path(root)
     folders = {
@@ -66,4 +66,4 @@ def read(root: Path, split: str) -> list[Sequence]:
             f"{root} lacks {len(missing)} sequences of the {split} split, {missing[0]} first: "
             "unpack them, or take their names off the list"
         )
-    return read_all([folders[name] for name in names], _read_sequence, f"LaSOT {split}")
+    return read_all([folders[name] for name in names], _read_sequence, f"LaSOT {split}", broken)

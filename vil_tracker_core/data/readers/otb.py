@@ -16,6 +16,7 @@ from vil_tracker_core.data.readers.common import (
     NumberedFrames,
     image_names,
     make_sequence,
+    read_all,
     read_truth,
     subfolders,
 )
@@ -41,13 +42,15 @@ LEFT_OUT = {"Human4.1"}
 """Targets with a truth file that are no part of the benchmark."""
 
 
-def _targets(folder: Path) -> list[tuple[str, Path]]:
-    """(name, truth file) of each target: ``Jogging.1`` and ``Jogging.2``, or just ``Bolt``."""
+def _name_of(truth: Path) -> str:
+    """The name of a truth file's target: ``Jogging.1`` and ``Jogging.2``, or just ``Bolt``."""
+    return truth.parent.name + truth.stem.removeprefix("groundtruth_rect")
+
+
+def _truths(folder: Path) -> list[Path]:
+    """The truth file of each target in a sequence's folder."""
     several = sorted(folder.glob("groundtruth_rect.[0-9].txt"))
-    named = [(f"{folder.name}.{path.name.split('.')[1]}", path) for path in several]
-    return [pair for pair in named if pair[0] not in LEFT_OUT] or [
-        (folder.name, folder / TRUTH_FILE)
-    ]
+    return [path for path in several if _name_of(path) not in LEFT_OUT] or [folder / TRUTH_FILE]
 
 
 def _frames(folder: Path) -> tuple[NumberedFrames, int]:
@@ -68,20 +71,21 @@ def _from_zero(boxes: FloatArray) -> FloatArray:
     return np.asarray(boxes - np.array([ORIGIN, ORIGIN, 0, 0]))
 
 
-def read(root: Path) -> list[Sequence]:
+def _read_sequence(truth: Path) -> Sequence:
+    frames, count = _frames(truth.parent)
+    boxes = read_truth(truth)
+    if len(boxes) != count:
+        raise DataError(
+            f"{truth} has {len(boxes)} boxes for {count} frames in {frames.folder}, "
+            f"from number {frames.first} on: one line a frame is needed"
+        )
+    return make_sequence(_name_of(truth), _from_zero(boxes), frames, "OTB-100")
+
+
+def read(root: Path, broken: dict[str, str] | None = None) -> list[Sequence]:
     """All targets of all sequences, sorted by name."""
     folders = [folder for folder in subfolders(root) if (folder / "img").is_dir()]
     if not folders:
         raise DataError(f"{root} holds no sequence of OTB ({EXPECTS})")
-    sequences = []
-    for folder in folders:
-        frames, count = _frames(folder)
-        for name, truth in _targets(folder):
-            boxes = read_truth(truth)
-            if len(boxes) != count:
-                raise DataError(
-                    f"{truth} has {len(boxes)} boxes for {count} frames in {frames.folder}, "
-                    f"from number {frames.first} on: one line a frame is needed"
-                )
-            sequences.append(make_sequence(name, _from_zero(boxes), frames, "OTB-100"))
-    return sequences
+    truths = [truth for folder in folders for truth in _truths(folder)]
+    return read_all(truths, _read_sequence, "OTB-100", broken, _name_of)

@@ -46,7 +46,7 @@ def _read_sequence(truth: Path, first_only: bool) -> Sequence:
     return make_sequence(truth.stem, boxes, frames, "TrackingNet")
 
 
-def read(root: Path, split: str) -> list[Sequence]:
+def read(root: Path, split: str, broken: dict[str, str] | None = None) -> list[Sequence]:
     """The sequences of all chunks of a split."""
     truths = []
     for chunk in _chunks(root, split):
@@ -56,4 +56,4 @@ def read(root: Path, split: str) -> list[Sequence]:
             raise DataError(f"{chunk / 'anno'} holds no truth file (NAME.txt)")
         truths += found
     read_one = partial(_read_sequence, first_only=split == "test")
-    return read_all(truths, read_one, f"TrackingNet {split}")
+    return read_all(truths, read_one, f"TrackingNet {split}", broken, lambda truth: truth.stem)

@@ -70,10 +70,11 @@ def _read_sequence(videos: Path, truth: Path) -> Sequence:
     return make_sequence(name, boxes, frames, "UAV123")
 
 
-def read(root: Path) -> list[Sequence]:
+def read(root: Path, broken: dict[str, str] | None = None) -> list[Sequence]:
     """The sequences that have a truth file, sorted by name."""
     truths = sorted(subfolder(root, "anno/UAV123", f"UAV123 ({EXPECTS})").glob("*.txt"))
     videos = subfolder(root, "data_seq/UAV123", f"UAV123 ({EXPECTS})")
     if not truths:
         raise DataError(f"{Path(root) / 'anno/UAV123'} holds no truth file (NAME.txt)")
-    return read_all(truths, partial(_read_sequence, videos), "UAV123")
+    read_one = partial(_read_sequence, videos)
+    return read_all(truths, read_one, "UAV123", broken, lambda truth: truth.stem)
