@@ -327,9 +327,9 @@ def bench(
     backend: Annotated[
         list[str], typer.Option(help="auto, openvino, onnxruntime or torch; repeatable.")
     ] = ["auto"],  # noqa: B006
-    precision: Annotated[
-        list[str], typer.Option(help="auto, float32 or bfloat16; repeatable.")
-    ] = ["auto"],  # noqa: B006
+    precision: Annotated[list[str], typer.Option(help="auto, float32 or bfloat16; repeatable.")] = [
+        "auto"
+    ],  # noqa: B006
     threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; repeatable.")] = [1, 2],  # noqa: B006
     tracks: Annotated[list[int], typer.Option(min=1, help="Targets a frame; repeatable.")] = [1],  # noqa: B006
     frames: Annotated[int, typer.Option(min=1, help="Frames that count.")] = 200,
@@ -413,7 +413,7 @@ def calibrate(
     for heading in ("split", "scale", "claim", "frames", "centre", "box"):
         table.add_column(heading)
     for each in made.regions:
-        shares = (" ".join(f"{100 * v:4.1f}" for v in part) for part in (each.centre, each.box))
+        shares = (" ".join(f"{100 * v:3.0f}" for v in part) for part in (each.centre, each.box))
         table.add_row(each.split, each.scale, each.claim, str(each.frames), *shares)
     Console().print(table)
     for name, calibration in (("old", made.old), ("new", made.weights.calibration)):

@@ -86,15 +86,6 @@ class _Start:
     box: Box
 
 
-class _Tracks(MultiTracker):
-    """Tracks whose thresholds may change as they run."""
-
-    def configure(self, config: TrackerConfig) -> None:
-        self.config = config
-        for track in self._tracks.values():
-            track.config = config
-
-
 @dataclass
 class _Late:
     """A track that follows the frames it has missed, until it can join the others.
@@ -103,7 +94,7 @@ class _Late:
     from those missed meanwhile. So it ends even where work is slower than the camera.
     """
 
-    tracks: _Tracks
+    tracks: MultiTracker
     frames: deque[Frame]
     seen_ns: int
     limit: int
@@ -134,7 +125,7 @@ class Pipeline:
         memory: int,
         max_tracks: int,
     ) -> None:
-        self._tracks = _Tracks(network, config)  # this and _late are the worker's own
+        self._tracks = MultiTracker(network, config)  # this and _late are the worker's own
         self._late: list[_Late] = []
         self._decode, self._publish, self._report = decode, publish, report
         self._history_ns, self._memory, self._max_tracks = int(history * NS), memory, max_tracks
@@ -311,7 +302,7 @@ class Pipeline:
             results |= self._begin(self._tracks, start, image)
         self._answer(FrameResult(frame, image, results, {}, time.monotonic() - tick))
 
-    def _begin(self, tracks: _Tracks, start: _Start, image: Image) -> dict[str, TrackResult]:
+    def _begin(self, tracks: MultiTracker, start: _Start, image: Image) -> dict[str, TrackResult]:
         """Adds a track; its first result, or none where that failed."""
         try:
             first = tracks.add(start.track_id, image, start.box, start.frame.stamp_ns / NS)
@@ -328,7 +319,7 @@ class Pipeline:
     def _start_on_past(self, start: _Start, worked_ns: int) -> None:
         """Starts a track that joins the others once it has caught up."""
         tick = time.monotonic()
-        alone = _Tracks(self._tracks.network, self._tracks.config)
+        alone = MultiTracker(self._tracks.network, self._tracks.config)
         try:
             image = self._decode(start.frame.message)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""vil_tracker_ros.images: every encoding against pixels written by hand."""
+"""vil_tracker_core.images on messages of rclpy: every encoding against pixels written by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import CompressedImage, Image
 
-from vil_tracker_ros.images import ImageError, compressed_to_bgr, image_to_bgr, to_bgr
+from vil_tracker_core.images import ImageError, compressed_to_bgr, image_to_bgr
 
 RNG = np.random.default_rng(0)
 BGR = RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_refused_with_its_reason(changed: dict, words: st
 
 def test_compressed() -> None:
     coded = cv2.imencode(".png", BGR)[1].tobytes()
-    np.testing.assert_array_equal(to_bgr(CompressedImage(format="png", data=coded)), BGR)
+    np.testing.assert_array_equal(compressed_to_bgr(CompressedImage(format="png", data=coded)), BGR)
     with pytest.raises(ImageError, match="not a whole image"):
         compressed_to_bgr(CompressedImage(format="png", data=coded[:20]))
     with pytest.raises(ImageError, match="0 bytes"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from vil_tracker_core.geometry import Box, Image
 from vil_tracker_core.tracking.multi import MultiTracker
 from vil_tracker_core.tracking.network import Network, TorchNetwork
-from vil_tracker_core.tracking.online import OnlineTracker, TrackerConfig, TrackResult
+from vil_tracker_core.tracking.online import OnlineTracker, TrackerConfig, TrackResult, TrackState
 from vil_tracker_core.weights import Weights
 
 BOXES = {
@@ -187,3 +188,16 @@ def test_adopted_tracks_go_on_as_they_were(network: Network, frames: list[Image]
     with pytest.raises(ValueError, match="ids in use: car"):
         live.adopt(other)
     assert live.ids == ["car", "boat"]
+
+
+def test_thresholds_change_for_running_tracks_and_for_those_to_come(
+    network: Network, frames: list[Image]
+) -> None:
+    """A net of random weights: nothing is confident below a threshold of 1, all is above 0."""
+    many = MultiTracker(network, BELIEVING)
+    many.add("car", frames[0], BOXES["car"], 0.0)
+    assert many.update(frames[1], stamp(1))["car"].state is TrackState.TRACKING
+    many.configure(replace(BELIEVING, confident=1.0))
+    many.add("boat", frames[1], BOXES["boat"], stamp(1))
+    states = {name: one.state for name, one in many.update(frames[2], stamp(2)).items()}
+    assert states == {"car": TrackState.UNCERTAIN, "boat": TrackState.UNCERTAIN}

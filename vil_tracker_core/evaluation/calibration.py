@@ -18,7 +18,7 @@ The filter takes the errors of successive frames for independent. They are not q
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -153,7 +153,7 @@ class Regions:
     Attributes:
         split: of the data, fit or check.
         scale: with which the tracker ran, old or new.
-        claim: whose covariance, and in which frames.
+        claim: one of `CLAIMS`.
         frames: how many.
         centre: (3,) share of frames within the `LEVELS` of the centre's ellipse (cx, cy).
         box: (3,) the same of all four coordinates.
@@ -167,8 +167,9 @@ class Regions:
     box: FloatArray
 
 
-CLAIMS = ("net, counted frames", "tracker, counted frames", "tracker, all frames")
-"""The first is what was fitted. The last is the rule of `vil-tracker eval`: every frame with truth
+CLAIMS = ("net, counted", "tracker, counted", "tracker, all")
+"""Whose covariance, and in the frames that count or in all of them. The first is what was fitted.
+The last is the rule of `vil-tracker eval`: every frame with truth
 after the start, lost or not."""
 
 
@@ -243,18 +244,21 @@ def calibrate(
     """
     loaded = weights.load(source)
     fit_on, check_on = _splits(root, only, check)
-    runs = _follow_all(loaded, fit_on, "fit, old scale", threads)
+    network = open_network(loaded, threads=threads)
+    runs = _follow_all(network, fit_on, "fit, old scale")
     scale = fit_scale(np.concatenate([run.counted for run in runs]))
     fitted = _with_scale(loaded, scale, runs)
 
     old = loaded.calibration.scale
     found = regions(runs, old, "fit", "old")
-    runs = _follow_all(fitted, fit_on, "fit, new scale", threads)
+    if check_on:
+        runs = _follow_all(network, check_on, "check, old scale")
+        found += regions(runs, old, "check", "old")
+    network = open_network(fitted, threads=threads)
+    runs = _follow_all(network, fit_on, "fit, new scale")
     found += regions(runs, scale, "fit", "new")
     if check_on:
-        runs = _follow_all(loaded, check_on, "check, old scale", threads)
-        found += regions(runs, old, "check", "old")
-        runs = _follow_all(fitted, check_on, "check, new scale", threads)
+        runs = _follow_all(network, check_on, "check, new scale")
         found += regions(runs, scale, "check", "new")
     # `weights.load` widens to float32: the file's own tensors go into the new one
     return Calibrated(replace(fitted, tensors=load_file(source)), loaded.calibration, found)
@@ -284,11 +288,8 @@ def _splits(
     return fit_on, rest
 
 
-def _follow_all(
-    loaded: Weights, sequences: Iterable[Sequence], title: str, threads: int
-) -> list[Followed]:
+def _follow_all(network: Network, sequences: Many[Sequence], title: str) -> list[Followed]:
     """`follow` of each sequence, under a progress bar."""
-    network, sequences = open_network(loaded, threads=threads), list(sequences)
     with Progress(transient=True) as progress:
         total = sum(len(sequence) - 1 - Case(sequence).start for sequence in sequences)
         task = progress.add_task(title, total=total)

@@ -57,7 +57,8 @@ def dense(blocks: Tensor, width: int) -> Tensor:
     diagonal = torch.eye(width // blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
     grouped = blocks.unflatten(0, (-1, len(diagonal)))
     spread = diagonal[:, None, :, None] * grouped[:, :, :, None]
-    return spread.flatten(3, 4).flatten(1, 2)
+    matrices: Tensor = spread.flatten(3, 4).flatten(1, 2)
+    return matrices
 
 
 def group_width(channels: int, block: int) -> int:
@@ -68,7 +69,8 @@ def group_width(channels: int, block: int) -> int:
 def composed(outer: Tensor, blocks: Tensor) -> Tensor:
     """The matrix (R, N * b) of ``outer`` (R, N * b) after the blocks (N, b, b)."""
     parts = outer.unflatten(-1, blocks.shape[:2])
-    return (parts[..., None] * blocks).sum(-2).flatten(-2)
+    matrix: Tensor = (parts[..., None] * blocks).sum(-2).flatten(-2)
+    return matrix
 
 
 class CausalConv(nn.Module):
@@ -146,9 +148,9 @@ class MlstmCell(nn.Module):
         # all samples in one product a group: a broadcast one has a slow gradient
         rows = x.flatten(0, 1).unflatten(-1, (-1, self.group)).transpose(0, 1)
         out = (rows @ matrices.transpose(1, 2)).transpose(0, 1).flatten(1)
-        return (
-            out.unflatten(-1, (self.heads, self.head_dim)).unflatten(0, x.shape[:2]).transpose(1, 2)
-        )
+        out = out.unflatten(-1, (self.heads, self.head_dim))
+        by_head: Tensor = out.unflatten(0, x.shape[:2]).transpose(1, 2)
+        return by_head
 
     def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
         batch, length, _ = x.shape

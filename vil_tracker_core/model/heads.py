@@ -70,9 +70,7 @@ class CentreHead(nn.Module):
         super().__init__()
         dim, width = config.dim, config.head_channels
         self.score, self.offset, self.size = (
-            nn.Sequential(
-                _conv(dim, width), _conv(width, width // 2), Pointwise(width // 2, out)
-            )
+            nn.Sequential(_conv(dim, width), _conv(width, width // 2), Pointwise(width // 2, out))
             for out in (1, 2, 2)
         )
         with torch.no_grad():  # a score of 0.1 before training

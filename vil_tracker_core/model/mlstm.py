@@ -160,10 +160,12 @@ def mlstm_chunkwise(
     count = (length + fill) // chunk
 
     def chunks(part: Tensor) -> Tensor:  # (B, H, S, ...) -> (B, H * count, chunk, ...)
-        return part.unflatten(2, (count, chunk)).flatten(1, 2)
+        out: Tensor = part.unflatten(2, (count, chunk)).flatten(1, 2)
+        return out
 
     def by_chunk(part: Tensor) -> Tensor:  # (B, H * count, ...) -> (B, H, count, ...)
-        return part.unflatten(1, (heads, count))
+        out: Tensor = part.unflatten(1, (heads, count))
+        return out
 
     q, k, v, i, f = (chunks(part) for part in (q, k / dim**0.5, v, i, f))
     decay = torch.cumsum(log_sigmoid(f.to(gate_dtype(q))), dim=-1)

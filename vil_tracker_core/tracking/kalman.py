@@ -8,6 +8,7 @@ White-noise acceleration (Bar-Shalom, Estimation with Applications to Tracking a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.stats import chi2
@@ -18,6 +19,7 @@ MEASURED = np.eye(4, 8)
 """H: the measurement is the first half of the state."""
 
 
+@cache
 def gate_threshold(probability: float) -> float:
     """Squared Mahalanobis distance below which a right measurement lies with ``probability``
     (chi-squared, 4 degrees of freedom)."""

@@ -39,6 +39,12 @@ class MultiTracker:
             raise ValueError(f"track ids in use: {', '.join(sorted(shared))}")
         self._tracks.update(other._tracks)
 
+    def configure(self, config: TrackerConfig) -> None:
+        """Changes the thresholds of all tracks, those to come included."""
+        self.config = config
+        for track in self._tracks.values():
+            track.config = config
+
     def update(self, frame: Image, stamp: float) -> dict[str, TrackResult]:
         """All tracks in the next frame."""
         results = step_tracks(self.network, list(self._tracks.values()), frame, stamp)

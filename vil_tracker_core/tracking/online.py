@@ -124,7 +124,6 @@ class Track:
         self._frame_size = _size(frame)
         self._stamp = stamp
         self._filter: KalmanState = kalman.start(box, config.kalman)
-        self._gate = kalman.gate_threshold(config.gate)
         template = Crop.around(box, model.template_factor, model.template_size).cut(frame)
         self._templates = [template]
         self._memory = network.start(self._templates)
@@ -202,21 +201,22 @@ class Track:
     ) -> tuple[TrackState, str]:
         """A frame of a track that is not lost: update, or coast."""
         config = self.config
+        gate = kalman.gate_threshold(config.gate)
         measured = np.array([box.cx, box.cy, box.w, box.h])
         distance = 0.0 if problem else kalman.innovation(self._filter, measured, noise)[2]
         why = problem
         if not why and score < config.doubtful:
             why = f"score {score:.2f} is below {config.doubtful:g}"
-        elif distance > self._gate and score < config.confident:
+        elif distance > gate and score < config.confident:
             why = f"score {score:.2f} and a jump of {math.sqrt(distance):.1f} sigma"
         if why:
             self._coast()
             if self._unseen > config.patience:
                 return TrackState.LOST, f"not seen for {self._unseen:.2f} s: {why}"
             return TrackState.UNCERTAIN, why
-        if distance > self._gate:
+        if distance > gate:
             # sure of it, so the target manoeuvres: widen the prediction until it allows for that
-            spread = self._filter.covariance * (distance / self._gate)
+            spread = self._filter.covariance * (distance / gate)
             self._filter = KalmanState(self._filter.mean, spread)
         self._filter = kalman.update(self._filter, measured, noise)
         self._seen = self._filter.box
