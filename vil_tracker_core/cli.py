@@ -318,6 +318,9 @@ def _evaluate(
         raise typer.Exit(1)
 
 
+AUTO, BENCH_THREADS, BENCH_TRACKS = ["auto"], [1, 2], [1]
+
+
 @app.command()
 def bench(
     models: Annotated[
@@ -326,13 +329,18 @@ def bench(
     ] = None,
     backend: Annotated[
         list[str], typer.Option(help="auto, openvino, onnxruntime or torch; repeatable.")
-    ] = ["auto"],  # noqa: B006
-    precision: Annotated[list[str], typer.Option(help="auto, float32 or bfloat16; repeatable.")] = [
-        "auto"
-    ],  # noqa: B006
-    threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; repeatable.")] = [1, 2],  # noqa: B006
-    tracks: Annotated[list[int], typer.Option(min=1, help="Targets a frame; repeatable.")] = [1],  # noqa: B006
+    ] = AUTO,
+    precision: Annotated[
+        list[str], typer.Option(help="auto, float32 or bfloat16; repeatable.")
+    ] = AUTO,
+    threads: Annotated[
+        list[int], typer.Option(min=1, help="CPU threads; repeatable.")
+    ] = BENCH_THREADS,
+    tracks: Annotated[
+        list[int], typer.Option(min=1, help="Targets a frame; repeatable.")
+    ] = BENCH_TRACKS,
     frames: Annotated[int, typer.Option(min=1, help="Frames that count.")] = 200,
+    peers: Annotated[bool, typer.Option(help="CSRT and KCF on the same frames.")] = True,
     out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path(
         "out/bench"
     ),
@@ -348,6 +356,7 @@ def bench(
         threads=tuple(threads),
         tracks=tuple(tracks),
         frames=frames,
+        peers=peers,
     )
     result = measure(chosen)
     table = Table(title=f"ms on {result['machine']['cpu']}, {frames} frames, median (p95)")

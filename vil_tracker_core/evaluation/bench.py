@@ -7,6 +7,7 @@ machine does falls on all of them alike. Times are of `time.perf_counter`, warm-
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -198,6 +199,7 @@ class BenchConfig:
         threads: CPU threads, for the peers too.
         tracks: targets in a batch.
         frames: counted frames of each.
+        peers: whether CSRT and KCF run beside them.
     """
 
     models: tuple[str, ...] = ("vil_nano",)
@@ -206,11 +208,12 @@ class BenchConfig:
     threads: tuple[int, ...] = (1, 2)
     tracks: tuple[int, ...] = (1,)
     frames: int = 200
+    peers: bool = True
 
 
 def _runs(config: BenchConfig, threads: int) -> Iterator[PeerRun | NetworkRun]:
     for kind in ("csrt", "kcf"):
-        if kind in OPENCV:
+        if config.peers and kind in OPENCV:
             yield PeerRun(kind, threads)
     choices = product(config.models, config.backends, config.precisions, config.tracks)
     for model, backend, precision, tracks in choices:
@@ -275,14 +278,15 @@ def _cpu() -> str:
 
 
 def against_csrt(result: dict[str, Any]) -> list[float]:
-    """Each run's cost of one track as a share of CSRT's with as many threads."""
+    """Each run's cost of one track as a share of CSRT's with as many threads; NaN without it."""
     csrt = {
         run["threads"]: run["update"]["median_ms"]
         for run in result["runs"]
         if run["name"] == "csrt"
     }
     return [
-        run["update"]["median_ms"] / run["tracks"] / csrt[run["threads"]] for run in result["runs"]
+        run["update"]["median_ms"] / run["tracks"] / csrt.get(run["threads"], math.nan)
+        for run in result["runs"]
     ]
 
 
