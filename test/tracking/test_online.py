@@ -112,6 +112,19 @@ def test_the_search_crop_is_four_times_the_predicted_box(start: Callable[..., Sc
     assert run.looks[-1].image.shape == (64, 64, 3)
 
 
+def test_many_measurements_do_not_make_the_box_surer_than_one(
+    start: Callable[..., Scripted],
+) -> None:
+    """Errors of successive frames are alike: averaging does not remove them."""
+    run = start()
+    for _ in range(60):
+        result = run.tell(SEEN, deviation=0.03)
+    sigma = 0.03 * run.looks[-1].crop.side
+    found = np.sqrt(np.diag(result.covariance))
+    assert (found > sigma).all()
+    assert (found < 1.5 * sigma).all()
+
+
 def test_motion_between_crops_is_reported_to_the_net(start: Callable[..., Scripted]) -> None:
     run = start()
     for k in range(1, 4):

@@ -11,8 +11,9 @@ error there is the net's own. Once the tracker sits on something else, the error
 picture, whatever the net claims, and no scale is right; the score and the state say that, not the
 covariance.
 
-The filter takes the errors of successive frames for independent. They are not quite, so the
-*published* covariance, the filter's, covers less than the net's own does; both are reported.
+The filter takes the errors of successive frames for independent. They are not: a box that is too
+wide stays too wide for a while. So the *published* covariance, the filter's, covers less than the
+net's own does, and this scale does not make up for it; both are reported.
 """
 
 from __future__ import annotations
