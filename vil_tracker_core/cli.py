@@ -461,6 +461,45 @@ def demo(
     _run_ros_module("vil_tracker_ros.demo", ["--out", str(out)])
 
 
+@app.command()
+def golden(
+    renew: Annotated[bool, typer.Option("--renew", help="Write the golden files anew.")] = False,
+    root: Annotated[
+        Path, typer.Option(help="The repository, with clips/ and test/golden/.")
+    ] = Path(),
+) -> None:
+    """Compare the bundled clips' boxes with the golden files, or renew these.
+
+    Exit status: 0 when all is within the bounds (evaluation/golden.py), 1 when something is not, 2
+    when the files cannot be used, as after a change of weights.
+    """
+    from vil_tracker_core.evaluation import golden as files
+
+    if renew:
+        table = Table(title="what changed, new against old")
+        for heading in ("clip", "IoU before", "IoU now", "edge px", "mean px", "states"):
+            table.add_column(heading, justify="left" if heading == "clip" else "right")
+        for each in files.renew(root):
+            before = "-" if each.before is None else f"{each.before:.4f}"
+            numbers = (before, f"{each.overlap:.4f}", f"{each.edge:.2g}", f"{each.mean:.2g}")
+            table.add_row(each.clip, *numbers, str(each.states))
+        Console().print(table)
+        typer.echo(f"written: {files.golden_folder(root)}")
+        return
+    found, said = files.check(root)
+    table = Table(title="greatest differences from the golden files")
+    for heading in ("clip", *files.Difference._fields):
+        table.add_column(heading, justify="left" if heading == "clip" else "right")
+    for name, difference in found.items():
+        table.add_row(name, *(f"{value:.2g}" for value in difference))
+    table.add_row("bound", *(f"{value:g}" for value in files.BOUNDS), "0", "0")
+    Console().print(table)
+    for line in said:
+        typer.echo(f"vil-tracker: {line}", err=True)
+    if said:
+        raise typer.Exit(1)
+
+
 @bag_app.command("make")
 def bag_make(
     sequence: Annotated[Path, typer.Argument(help="Folder with img/ and groundtruth_rect.txt.")],

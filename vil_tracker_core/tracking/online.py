@@ -50,8 +50,8 @@ class TrackerConfig:
     gate: float = 0.999
     widest: float = 2.0
     widening: float = 2.0
-    template_every: int = 0
-    template_score: float = 0.8
+    template_every: int = 10
+    template_score: float = 0.5
     kalman: KalmanConfig = field(default_factory=KalmanConfig)
 
 
