@@ -318,7 +318,8 @@ def _evaluate(
         raise typer.Exit(1)
 
 
-AUTO, BENCH_THREADS, BENCH_TRACKS = ["auto"], [1, 2], [1]
+BENCH_BACKENDS, BENCH_PRECISIONS = ["auto"], ["float32"]
+BENCH_THREADS, BENCH_TRACKS = [1, 2], [1]
 
 
 @app.command()
@@ -329,10 +330,10 @@ def bench(
     ] = None,
     backend: Annotated[
         list[str], typer.Option(help="auto, openvino, onnxruntime or torch; repeatable.")
-    ] = AUTO,
+    ] = BENCH_BACKENDS,
     precision: Annotated[
-        list[str], typer.Option(help="auto, float32 or bfloat16; repeatable.")
-    ] = AUTO,
+        list[str], typer.Option(help="float32 or bfloat16; repeatable.")
+    ] = BENCH_PRECISIONS,
     threads: Annotated[
         list[int], typer.Option(min=1, help="CPU threads; repeatable.")
     ] = BENCH_THREADS,

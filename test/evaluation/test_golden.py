@@ -151,7 +151,7 @@ def test_a_crop_turned_by_rounding_is_pinned(
         run = golden.track_clip(network, clips["real"], frames, pins)
         apart.append(golden.difference(beginning(kept.runs["real"], frames - 1), run))
     free, pinned = apart
-    assert free.edge > 10 * pinned.edge
+    assert free.edge > golden.BOUNDS.edge
     assert pinned.pinned == 1 / (frames - 1)
     assert pinned.edge < golden.BOUNDS.edge
     assert not pinned.states
