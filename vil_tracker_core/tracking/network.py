@@ -1,12 +1,11 @@
 """Runs the net on image crops: numpy in, numpy out, any number of tracks in one batch.
 
 Three backends give the same results: PyTorch (here), OpenVINO and onnxruntime (graphs.py).
-`open_network` picks the fastest for the machine.
+`open_network` picks one for the device.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -171,14 +170,6 @@ class TorchNetwork(Network):
         return found, step.memory
 
 
-def probe(device: str = "cpu") -> str:
-    """The fastest backend for a device: OpenVINO on a CPU (onnxruntime where it is not installed),
-    PyTorch elsewhere."""
-    if device != "cpu":
-        return "torch"
-    return "openvino" if importlib.util.find_spec("openvino") else "onnxruntime"
-
-
 def open_network(
     source: str | Path | weights.Weights,
     backend: str = "auto",
@@ -190,7 +181,7 @@ def open_network(
 
     Args:
         source: file, preset's name, or the weights themselves.
-        backend: one of `BACKENDS`; auto takes what `probe` finds.
+        backend: one of `BACKENDS`; auto takes onnxruntime on the CPU and PyTorch elsewhere.
         device: as PyTorch names it; only the torch backend runs elsewhere than on the cpu.
         threads: CPU threads.
         precision: one of `PRECISIONS`. bfloat16 takes two thirds of the time where the CPU has it,
@@ -202,7 +193,8 @@ def open_network(
     """
     _validate("backend", backend, BACKENDS)
     _validate("precision", precision, PRECISIONS)
-    backend = probe(device) if backend == "auto" else backend
+    if backend == "auto":
+        backend = "onnxruntime" if device == "cpu" else "torch"
     if backend != "torch" and device != "cpu":
         raise ValueError(f"backend {backend} runs on the cpu, not on {device!r}")
     if backend == "onnxruntime" and precision != "float32":
