@@ -53,7 +53,7 @@ def test_a_dense_matrix_a_head_is_the_block_diagonal_map(
     inner: int, block: int, heads: int
 ) -> None:
     layer = disturbed(BlockDiagonal(inner, block))
-    matrices = dense(layer.weight, heads)
+    matrices = dense(layer.weight, inner // heads)
     assert matrices.shape == (heads, inner // heads, inner // heads)
     assert torch.block_diag(*matrices.unbind(0)).equal(matrix_of(layer))
 
