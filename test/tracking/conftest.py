@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from vil_tracker_core.model.presets import preset
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.tracking.network import Network, TorchNetwork
 from vil_tracker_core.weights import Calibration, Weights
+
+sys.path.insert(0, str(Path(__file__).parent))  # for crops.py
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crops import crops_of, run
 
-from vil_tracker_core.geometry import Box, Crop, Image
-from vil_tracker_core.model.tracker import Memory
+from vil_tracker_core.geometry import Box, Image
 from vil_tracker_core.tracking.graphs import (
     GraphNetwork,
     OnnxNetwork,
@@ -18,6 +18,7 @@ from vil_tracker_core.tracking.graphs import (
     openvino_precisions,
 )
 from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
+from vil_tracker_core.tracking.online import OnlineTracker, TrackerConfig
 from vil_tracker_core.weights import Weights
 
 Make = Callable[..., Weights]
@@ -31,19 +32,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not cache_folder().exists()
     return cache_folder()
-
-
-def crops_of(frames: list[Image], size: int) -> list[Image]:
-    """Three different crops of the first three frames."""
-    boxes = [Box(20, 20, 24, 20), Box(70, 50, 30, 30), Box(100, 10, 20, 26)]
-    return [
-        Crop.around(box, 3.0, size).cut(frame) for box, frame in zip(boxes, frames, strict=False)
-    ]
-
-
-def run(network: Network, crops: list[Image], memories: list[Memory]) -> tuple[list, list]:
-    count = len(crops)
-    return network.step(crops, memories, [(0.05, -0.1, 1.1)] * count, [1.0] * count)
 
 
 def several_frames(network: Network, frames: list[Image]) -> list[Found]:
@@ -107,6 +95,17 @@ def test_a_gate_that_forgets_everything_is_no_nan(
     ]
     for ours, theirs in zip(*answers, strict=True):
         np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
+
+
+def test_a_track_of_the_joint_scan_outlives_the_time_of_its_second_template(
+    make_weights: Make, frames: list[Image]
+) -> None:
+    """Its graph takes one template; the track must not ask for two."""
+    config = TrackerConfig(confident=0.0, doubtful=0.0, template_every=2, template_score=0.0)
+    tracker = OnlineTracker(OnnxNetwork(make_weights(**SHALLOW, scan="joint")), config)
+    tracker.init(frames[0], Box(60, 40, 30, 24), 0.0)
+    for number in range(1, 6):
+        assert tracker.update(frames[number % 3], number / 30).stamp == number / 30
 
 
 @pytest.mark.skipif(

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from crops import crops_of, run
 
 from vil_tracker_core import weights
-from vil_tracker_core.geometry import Box, Crop, Image
+from vil_tracker_core.geometry import Image
 from vil_tracker_core.model.heads import decode, hann_window
-from vil_tracker_core.model.tracker import Memory, identity_motion
+from vil_tracker_core.model.tracker import identity_motion
 from vil_tracker_core.tracking.network import (
     Found,
     Network,
@@ -25,19 +26,6 @@ from vil_tracker_core.weights import Weights, WeightsError
 
 STILL = (0.0, 0.0, 1.0)
 Make = Callable[..., Weights]
-
-
-def crops_of(frames: list[Image], size: int) -> list[Image]:
-    """Three different crops of the first three frames."""
-    boxes = [Box(20, 20, 24, 20), Box(70, 50, 30, 30), Box(100, 10, 20, 26)]
-    return [
-        Crop.around(box, 3.0, size).cut(frame) for box, frame in zip(boxes, frames, strict=False)
-    ]
-
-
-def run(network: Network, crops: list[Image], memories: list[Memory]) -> tuple[list, list]:
-    count = len(crops)
-    return network.step(crops, memories, [(0.05, -0.1, 1.1)] * count, [1.0] * count)
 
 
 def assert_same(a: Found, b: Found) -> None:

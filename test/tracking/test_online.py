@@ -486,8 +486,17 @@ def test_a_lost_track_takes_no_template(start: Callable[..., Scripted]) -> None:
     assert len(run.track._templates) == 1
 
 
-def test_the_first_template_alone_by_default(start: Callable[..., Scripted]) -> None:
+def test_by_default_the_tenth_sure_frame_gives_a_second_template(
+    start: Callable[..., Scripted],
+) -> None:
     run = start()
+    for number in range(1, 31):
+        run.tell(SEEN)
+        assert len(run.track._templates) == (1 if number < 10 else 2)
+
+
+def test_without_an_interval_the_first_template_stays_alone(start: Callable[..., Scripted]) -> None:
+    run = start(template_every=0)
     for _ in range(30):
         run.tell(SEEN)
     assert len(run.track._templates) == 1

@@ -51,6 +51,8 @@ class GraphNetwork(Network):
         self, loaded: weights.Weights, window_influence: float = 0.7, folder: Path | None = None
     ) -> None:
         super().__init__(loaded, window_influence)
+        if self.config.scan == "joint":  # its step holds the tokens of one template
+            self.max_templates = 1
         self._model = loaded.build()
         size = self.config.template_size
         with torch.inference_mode():
@@ -104,7 +106,7 @@ class GraphNetwork(Network):
 
     def _start(self, templates: Tensor) -> Memory:
         if templates.shape[1] > 1:  # the graph takes one; a second is rare enough for PyTorch
-            if self.config.scan == "joint":
+            if self.max_templates == 1:
                 raise ValueError("a second template with scan 'joint' needs backend 'torch'")
             with torch.inference_mode():
                 return self._model.start(templates)

@@ -67,6 +67,7 @@ class Network(ABC):
 
     backend: str
     precision: str = "float32"
+    max_templates: int = 2  # how many `start` takes
 
     def __init__(self, loaded: weights.Weights, window_influence: float = 0.7) -> None:
         self.config = loaded.config

@@ -300,9 +300,10 @@ class Track:
         """Renews the second template where that is due and safe; the first is never given up."""
         config, model = self.config, self._network.config
         self._since_template += 1
-        due = config.template_every and self._since_template >= config.template_every
+        possible = config.template_every > 0 and self._network.max_templates > 1
+        due = self._since_template >= config.template_every
         sure = self.result.state is TrackState.TRACKING
-        if not due or not sure or self.result.score < config.template_score:
+        if not possible or not due or not sure or self.result.score < config.template_score:
             return
         crop = Crop.around(self.result.box, model.template_factor, model.template_size)
         self._templates = [self._templates[0], crop.cut(frame)]
