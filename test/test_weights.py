@@ -64,8 +64,8 @@ def write_raw(path: Path, head: dict[str, Any], data: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def refused(path: Path, why: str = "") -> None:
-    """Loading and building ends in a sentence that names the file and says ``why``."""
+def refused(path: Path, why: str | None = None) -> None:
+    """Loading ends in a sentence that names the file and says ``why``."""
     with pytest.raises(WeightsError, match=why) as caught:
         weights.load(path)
     assert str(path) in str(caught.value)

@@ -25,6 +25,7 @@ import torch
 from rich.progress import track as progress_of
 
 from vil_tracker_core import weights
+from vil_tracker_core.data.flight import render_flight
 from vil_tracker_core.evaluation.peers import OPENCV, OpenCvTracker
 from vil_tracker_core.geometry import Box, Image
 from vil_tracker_core.model.presets import PRESETS
@@ -41,27 +42,17 @@ WARM_UP = 10
 INITS = 7
 
 
-def scene(seed: int = 0) -> Callable[[int], tuple[Image, Box]]:
-    """Frame number -> a 720p frame and the box of its target, a textured patch of 96 x 72 px that
-    circles over a drifting texture."""
-    rng = np.random.default_rng(seed)
-
-    def texture(height: int, width: int, sigma: float) -> Image:
-        noise = rng.normal(0, 1, (height, width, 3)).astype(np.float32)
-        smooth = cv2.GaussianBlur(noise, (0, 0), sigma)
-        pixels = np.clip(128 + 60 * smooth / smooth.std(), 0, 255)
-        return np.asarray(pixels, dtype=np.uint8)
-
-    ground = texture(HEIGHT + 200, WIDTH + 200, 5.0)
-    target = texture(72, 96, 3.0)
+def scene(length: int = 60) -> Callable[[int], tuple[Image, Box]]:
+    """Frame number -> a 720p frame and its target's box: a rendered flight of ``length`` frames,
+    forwards and backwards without end. A scene that a tracker can follow: one that lost its
+    target would be timed on a search crop that has grown."""
+    flight = render_flight(2, length, (WIDTH, HEIGHT))
+    frames = [flight.load(number) for number in progress_of(range(length), description="rendering")]
 
     def frame(number: int) -> tuple[Image, Box]:
-        turn = 2 * np.pi * number / 240
-        dx, dy = round(100 + 90 * np.cos(turn)), round(100 + 90 * np.sin(2 * turn))
-        image = ground[dy : dy + HEIGHT, dx : dx + WIDTH].copy()
-        x, y = round(590 + 300 * np.sin(turn)), round(320 + 180 * np.cos(turn))
-        image[y : y + 72, x : x + 96] = target
-        return image, Box(float(x), float(y), 96.0, 72.0)
+        at = number % (2 * length - 2)
+        at = min(at, 2 * length - 2 - at)
+        return frames[at], Box(*flight.boxes[at].tolist())
 
     return frame
 
