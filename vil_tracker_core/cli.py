@@ -437,9 +437,9 @@ def calibrate(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A weights file or a shipped preset.")],
-    out: Annotated[Path, typer.Argument(help="Folder for start.onnx and step.onnx.")],
+    out: Annotated[Path, typer.Argument(help="Folder for start.onnx, start_2.onnx and step.onnx.")],
 ) -> None:
-    """Write the net as two ONNX graphs, checked against PyTorch in onnxruntime."""
+    """Write the net as ONNX graphs, checked against PyTorch in onnxruntime."""
     from vil_tracker_core import weights
     from vil_tracker_core.evaluation.agreement import export_checked
     from vil_tracker_core.evaluation.bench import scene
@@ -448,7 +448,7 @@ def export(
     frames = (frame_of(number)[0] for number in range(20))
     apart = export_checked(weights.load(weights.find(model)), out, frames, frame_of(0)[1])
     typer.echo(
-        f"{out / 'start.onnx'}, {out / 'step.onnx'}\n"
+        f"graphs: {out}\n"
         f"from PyTorch at most, over 20 frames: box {apart.box:.1e} px, score {apart.score:.1e}, "
         f"sigma {100 * apart.sigma:.1e} %"
     )

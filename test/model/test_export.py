@@ -9,7 +9,15 @@ import onnxruntime
 import pytest
 import torch
 
-from vil_tracker_core.model.export import FOUND, changing, export, flatten, unflatten
+from vil_tracker_core.model.export import (
+    FOUND,
+    STEP,
+    changing,
+    export,
+    flatten,
+    start_names,
+    unflatten,
+)
 from vil_tracker_core.model.heads import decode, hann_window
 from vil_tracker_core.model.presets import ModelConfig, preset
 from vil_tracker_core.model.tracker import ViLTracker
@@ -39,16 +47,32 @@ def net(config: ModelConfig) -> ViLTracker:
 )
 @pytest.mark.parametrize("tracks", [1, 3])
 def test_three_frames_equal_pytorch(config: ModelConfig, tracks: int) -> None:
+    """After a start with any number of templates."""
     model, window = net(config), hann_window(config.search_grid)
-    graphs = export(model, window)
-    start, step = (onnxruntime.InferenceSession(graph) for graph in graphs)
+    graphs = {
+        name: onnxruntime.InferenceSession(graph) for name, graph in export(model, window).items()
+    }
+    starts = start_names(config)
+    assert list(graphs) == [*reversed(starts), STEP]
+    for count, name in enumerate(starts, 1):
+        three_frames_equal_pytorch(model, window, graphs[name], graphs[STEP], (tracks, count))
+
+
+def three_frames_equal_pytorch(
+    model: ViLTracker,
+    window: torch.Tensor,
+    start: onnxruntime.InferenceSession,
+    step: onnxruntime.InferenceSession,
+    shape: tuple[int, int],
+) -> None:
+    config, tracks = model.config, shape[0]
     names = [item.name for item in step.get_inputs()]
     generator = torch.Generator().manual_seed(1)
 
     def images(*shape: int) -> torch.Tensor:
         return 255 * torch.rand(*shape, generator=generator)
 
-    templates = images(tracks, 1, 3, config.template_size, config.template_size)
+    templates = images(*shape, 3, config.template_size, config.template_size)
     with torch.no_grad():
         memory = model.start(templates)
     flat = [torch.from_numpy(a) for a in start.run(None, {"templates": templates.numpy()})]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from vil_tracker_core.tracking.graphs import (
 )
 from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
 from vil_tracker_core.tracking.online import OnlineTracker, TrackerConfig
-from vil_tracker_core.weights import Weights
+from vil_tracker_core.weights import Weights, save
 
 Make = Callable[..., Weights]
 SHALLOW = {"depth": 2, "tmoe_blocks": 0}  # exported sooner
@@ -134,7 +136,7 @@ def test_graphs_are_exported_once_and_again_for_other_weights(
     loaded = make_weights(**SHALLOW)
     runtime(loaded)
     files = {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")}
-    assert {file.name for file in files} == {"start.onnx", "step.onnx"}
+    assert {file.name for file in files} == {"start.onnx", "start_2.onnx", "step.onnx"}
     runtime(loaded)
     assert {file: file.stat().st_mtime_ns for file in cache.rglob("*.onnx")} == files
     norm = {"backbone.norm.weight": loaded.tensors["backbone.norm.weight"] + 1}
@@ -176,3 +178,29 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     network = runtime(make_weights(**SHALLOW))
     network.start(crops_of(frames, 32)[:1])
     assert blocked.read_text() == "in the way"
+
+
+SIGNALLED = """
+import gc, signal, sys
+from vil_tracker_core import weights
+from vil_tracker_core.tracking.graphs import OpenvinoNetwork
+
+loaded = weights.load(weights.find(sys.argv[1]))
+networks = [OpenvinoNetwork(loaded) for _ in range(2)]
+while networks:
+    del networks[0]
+    gc.collect()
+seen = []
+signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+signal.raise_signal(signal.SIGUSR1)
+assert seen == [signal.SIGUSR1]
+"""
+
+
+def test_signals_are_handled_after_several_networks_were_dropped(
+    make_weights: Make, tmp_path: Path
+) -> None:
+    """With a core for each of them, the handler's stack was one that had been freed."""
+    file = tmp_path / "net.safetensors"
+    save(file, make_weights(**SHALLOW))
+    subprocess.run([sys.executable, "-c", SIGNALLED, file], check=True)

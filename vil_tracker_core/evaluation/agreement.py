@@ -68,7 +68,7 @@ def agreement(reference: Network, other: Network, frames: Iterable[Image], box: 
 def export_checked(
     loaded: weights.Weights, folder: Path, frames: Iterable[Image], box: Box
 ) -> Agreement:
-    """Writes start.onnx and step.onnx and says how far onnxruntime's answers are from PyTorch's.
+    """Writes the graphs and says how far onnxruntime's answers are from PyTorch's.
 
     Args:
         loaded: the net.
@@ -78,8 +78,6 @@ def export_checked(
     """
     reference = TorchNetwork(loaded)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, graph in zip(
-        ("start", "step"), export(loaded.build(), reference.window), strict=True
-    ):
+    for name, graph in export(loaded.build(), reference.window).items():
         (folder / f"{name}.onnx").write_bytes(graph)
     return agreement(reference, OnnxNetwork(loaded, folder=folder), frames, box)

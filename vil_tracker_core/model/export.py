@@ -1,4 +1,4 @@
-"""The net as two ONNX graphs, start and step, with its memory as plain inputs and outputs."""
+"""The net as ONNX graphs of its start and its step, with its memory as plain inputs and outputs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from torch import Tensor, nn
 
 from vil_tracker_core.model.backbone import Templates
 from vil_tracker_core.model.heads import decode
+from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import Memory, ViLTracker
 
 OPSET = 17
 FOUND = ("unit", "log_var", "score")
 """The step graph's outputs before those of the memory."""
+STEP = "step"
+
+
+def start_names(config: ModelConfig) -> list[str]:
+    """The start graphs, one for each number of templates that a step can be given. The joint scan
+    has their tokens in its step, so its graph is of one template."""
+    return ["start"] if config.scan == "joint" else ["start", "start_2"]
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
@@ -103,10 +111,11 @@ def _exported(
 
 
 @torch.no_grad()
-def export(model: ViLTracker, window: Tensor) -> tuple[bytes, bytes]:
-    """(start, step): ONNX models of one template and of one frame; the batch is free in size.
+def export(model: ViLTracker, window: Tensor) -> dict[str, bytes]:
+    """ONNX models by name, of the start with one and with two templates and of a frame's step; the
+    batch B is free in size.
 
-    start: `templates` (B, N, 3, T, T), RGB 0..255 -> `memory_0` ...
+    start, start_2: `templates` (B, N, 3, T, T), RGB 0..255 -> `memory_0` ...; N is 1 or 2
     step: `search` (B, 3, S, S), `motion` (B, 3), `trust` (B,), `memory_0` ... -> `unit` (B, 4),
     `log_var` (B, 4), `score` (B,), `next_0` ... (the last of the memory, see `changing`)
 
@@ -115,17 +124,19 @@ def export(model: ViLTracker, window: Tensor) -> tuple[bytes, bytes]:
         window: (G, G) weight of the cells in the choice of the best.
     """
     config = model.config
-    templates = torch.zeros(2, 1, 3, config.template_size, config.template_size)
-    memory = model.start(templates)
-    flat = flatten(memory)
-    names = [f"memory_{index}" for index in range(len(flat))]
-    start = _exported(_Start(model), (templates,), ["templates"], names)
+    graphs: dict[str, bytes] = {}
+    for count, name in reversed(list(enumerate(start_names(config), 1))):
+        templates = torch.zeros(2, count, 3, config.template_size, config.template_size)
+        memory = model.start(templates)
+        flat = flatten(memory)
+        names = [f"memory_{index}" for index in range(len(flat))]
+        graphs[name] = _exported(_Start(model), (templates,), ["templates"], names)
     search = torch.zeros(2, 3, config.search_size, config.search_size)
     motion, trust = torch.tensor([[0.0, 0.0, 1.0]] * 2), torch.ones(2)
-    step = _exported(
+    graphs[STEP] = _exported(
         _Step(model, window, memory),
         (search, motion, trust, flat),
         ["search", "motion", "trust", *names],
         [*FOUND, *(f"next_{index}" for index in range(len(changing(model, memory))))],
     )
-    return start, step
+    return graphs

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,20 @@ from torch import Tensor
 
 from vil_tracker_core import model as model_package
 from vil_tracker_core import weights
-from vil_tracker_core.model.export import FOUND, changing, export, flatten, unflatten
+from vil_tracker_core.model.export import (
+    FOUND,
+    STEP,
+    changing,
+    export,
+    flatten,
+    start_names,
+    unflatten,
+)
 from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking.network import Network
 
 Arrays = list[npt.NDArray[np.float32]]
 Feed = dict[str, npt.NDArray[np.float32]]
-START, STEP = 0, 1
 
 
 def cache_folder() -> Path:
@@ -39,7 +47,7 @@ class GraphError(Exception):
 
 
 class GraphNetwork(Network):
-    """A net whose start and step are graphs; a runtime opens and runs them.
+    """A net whose starts and step are graphs; a runtime opens and runs them.
 
     Args:
         loaded: config, tensors and calibration.
@@ -51,8 +59,8 @@ class GraphNetwork(Network):
         self, loaded: weights.Weights, window_influence: float = 0.7, folder: Path | None = None
     ) -> None:
         super().__init__(loaded, window_influence)
-        if self.config.scan == "joint":  # its step holds the tokens of one template
-            self.max_templates = 1
+        self._starts = start_names(self.config)
+        self.max_templates = len(self._starts)
         self._model = loaded.build()
         size = self.config.template_size
         with torch.inference_mode():
@@ -60,21 +68,17 @@ class GraphNetwork(Network):
         self._changed = len(changing(self._model, self._like))
         self._folder = folder or cache_folder() / self._fingerprint(loaded)
         try:
-            self._open(*self._graphs())
+            self._open(self._graphs())
         except GraphError:
-            self._open(*self._graphs(anew=True))  # the cached files are damaged
+            self._open(self._graphs(anew=True))  # the cached files are damaged
 
     @abstractmethod
-    def _open(self, start: bytes, step: bytes) -> None:
+    def _open(self, graphs: dict[str, bytes]) -> None:
         """Makes the graphs ready to run; raises GraphError where they cannot be read."""
 
     @abstractmethod
-    def _run_start(self, feed: Feed) -> Arrays:
-        """All outputs of the start graph."""
-
-    @abstractmethod
-    def _run_step(self, feed: Feed) -> Arrays:
-        """All outputs of the step graph; ``feed`` may hold more than it takes."""
+    def _run(self, name: str, feed: Feed) -> Arrays:
+        """All outputs of a graph; ``feed`` may hold more than it takes."""
 
     def _fingerprint(self, loaded: weights.Weights) -> str:
         """Of all that shapes the graphs."""
@@ -84,33 +88,31 @@ class GraphNetwork(Network):
             digest.update(source.read_bytes())
         return digest.hexdigest()[:32]
 
-    def _graphs(self, anew: bool = False) -> tuple[bytes, bytes]:
-        """(start, step) from the cache, or exported and put there where that is possible.
+    def _graphs(self, anew: bool = False) -> dict[str, bytes]:
+        """From the cache, or exported and put there where that is possible.
 
         Args:
             anew: whether to pass over what is cached.
         """
-        files = [self._folder / "start.onnx", self._folder / "step.onnx"]
-        if not anew and all(file.is_file() for file in files):
-            return files[0].read_bytes(), files[1].read_bytes()
+        files = {name: self._folder / f"{name}.onnx" for name in (*self._starts, STEP)}
+        if not anew and all(file.is_file() for file in files.values()):
+            return {name: file.read_bytes() for name, file in files.items()}
         graphs = export(self._model, self.window)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for file, graph in zip(files, graphs, strict=True):
+            for name, file in files.items():
                 part = file.with_suffix(f".{os.getpid()}.part")
-                part.write_bytes(graph)
+                part.write_bytes(graphs[name])
                 part.replace(file)
         except OSError:
             pass  # a read-only or full disk costs the next start some seconds, nothing more
         return graphs
 
     def _start(self, templates: Tensor) -> Memory:
-        if templates.shape[1] > 1:  # the graph takes one; a second is rare enough for PyTorch
-            if self.max_templates == 1:
-                raise ValueError("a second template with scan 'joint' needs backend 'torch'")
-            with torch.inference_mode():
-                return self._model.start(templates)
-        found = self._run_start({"templates": templates.numpy()})
+        count = templates.shape[1]
+        if count > self.max_templates:
+            raise ValueError("a second template with scan 'joint' needs backend 'torch'")
+        found = self._run(self._starts[count - 1], {"templates": templates.numpy()})
         return unflatten(self._like, [torch.from_numpy(array) for array in found])
 
     def _step(
@@ -119,7 +121,7 @@ class GraphNetwork(Network):
         flat = flatten(memory)
         given = {"search": search, "motion": motion, "trust": trust}
         given |= {f"memory_{index}": tensor for index, tensor in enumerate(flat)}
-        out = self._run_step({name: tensor.numpy() for name, tensor in given.items()})
+        out = self._run(STEP, {name: tensor.numpy() for name, tensor in given.items()})
         changed = [torch.from_numpy(array) for array in out[len(FOUND) :]]
         kept = flat[: len(flat) - self._changed]
         return tuple(out[: len(FOUND)]), unflatten(self._like, [*kept, *changed])
@@ -147,7 +149,7 @@ class OnnxNetwork(GraphNetwork):
         self._threads = threads
         super().__init__(loaded, window_influence, folder)
 
-    def _open(self, start: bytes, step: bytes) -> None:
+    def _open(self, graphs: dict[str, bytes]) -> None:
         import onnxruntime
         from onnxruntime.capi.onnxruntime_pybind11_state import (
             Fail,
@@ -162,28 +164,40 @@ class OnnxNetwork(GraphNetwork):
         options.log_severity_level = 3
         # threads that wait must not spin: the camera driver and others need the cores
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CPUExecutionProvider"]
         try:
-            self._start_session = onnxruntime.InferenceSession(start, options, providers)
-            self._step_session = onnxruntime.InferenceSession(step, options, providers)
+            self._sessions = {
+                name: onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+                for name, graph in graphs.items()
+            }
         except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
             raise GraphError(str(error)) from error
-        self._names = [item.name for item in self._step_session.get_inputs()]
+        self._inputs = {
+            name: [item.name for item in session.get_inputs()]
+            for name, session in self._sessions.items()
+        }
 
-    def _run_start(self, feed: Feed) -> Arrays:
-        outputs: Arrays = self._start_session.run(None, feed)
+    def _run(self, name: str, feed: Feed) -> Arrays:
+        given = {item: feed[item] for item in self._inputs[name]}
+        outputs: Arrays = self._sessions[name].run(None, given)
         return outputs
 
-    def _run_step(self, feed: Feed) -> Arrays:
-        outputs: Arrays = self._step_session.run(None, {name: feed[name] for name in self._names})
-        return outputs
+
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's core: one for the process, and never dropped before its end.
+
+    Its CPU plugin gives the thread that makes it an alternate signal stack and, when it is dropped,
+    takes back its own and sets the one that was there before. Of two, the later would so set that
+    of the earlier, which may be freed by then: the next signal overwrites what lies there instead.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def openvino_precisions() -> tuple[str, ...]:
     """The precisions in which OpenVINO computes at full speed on this CPU."""
-    import openvino
-
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("float32", "bfloat16") if "BF16" in capabilities else ("float32",)
 
 
@@ -209,10 +223,7 @@ class OpenvinoNetwork(GraphNetwork):
         threads: int = 1,
         precision: str = "float32",
     ) -> None:
-        import openvino
-
         self.precision = precision
-        self._core = openvino.Core()
         self._properties = {
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
@@ -222,39 +233,35 @@ class OpenvinoNetwork(GraphNetwork):
         }
         super().__init__(loaded, window_influence)
 
-    def _open(self, start: bytes, step: bytes) -> None:
+    def _open(self, graphs: dict[str, bytes]) -> None:
         if os.access(self._folder, os.W_OK):
             self._properties["CACHE_DIR"] = str(self._folder)
         try:
-            self._graphs_read = [self._core.read_model(graph) for graph in (start, step)]
+            self._graphs_read = {
+                name: _openvino_core().read_model(graph) for name, graph in graphs.items()
+            }
         except RuntimeError as error:
             raise GraphError(str(error)) from error
-        self._requests: dict[tuple[int, int], tuple[Any, list[str]]] = {}
-        for which in (START, STEP):
-            self._request(which, 1)
+        self._requests: dict[tuple[str, int], tuple[Any, list[str]]] = {}
+        for name in graphs:
+            self._request(name, 1)
 
-    def _request(self, which: int, batch: int) -> tuple[Any, list[str]]:
-        """The start or step graph compiled for a batch, and its inputs' names."""
-        if (which, batch) not in self._requests:
-            graph = self._graphs_read[which].clone()
+    def _request(self, name: str, batch: int) -> tuple[Any, list[str]]:
+        """A graph compiled for a batch, and its inputs' names."""
+        if (name, batch) not in self._requests:
+            graph = self._graphs_read[name].clone()
             shapes = {item.any_name: item.partial_shape for item in graph.inputs}
             for shape in shapes.values():
                 shape[0] = batch
             graph.reshape(shapes)
-            compiled = self._core.compile_model(graph, "CPU", self._properties)
+            compiled = _openvino_core().compile_model(graph, "CPU", self._properties)
             # a tensor may have the names of what it passes through besides its own
             names = [next(n for n in item.names if "/" not in n) for item in compiled.inputs]
-            self._requests[which, batch] = compiled.create_infer_request(), names
-        return self._requests[which, batch]
+            self._requests[name, batch] = compiled.create_infer_request(), names
+        return self._requests[name, batch]
 
-    def _run(self, which: int, feed: Feed) -> Arrays:
-        request, names = self._request(which, len(next(iter(feed.values()))))
-        request.infer({name: feed[name] for name in names}, share_inputs=True)
+    def _run(self, name: str, feed: Feed) -> Arrays:
+        request, inputs = self._request(name, len(next(iter(feed.values()))))
+        request.infer({item: feed[item] for item in inputs}, share_inputs=True)
         # the request's own memory is overwritten by its next run
         return [tensor.data.copy() for tensor in request.output_tensors]
-
-    def _run_start(self, feed: Feed) -> Arrays:
-        return self._run(START, feed)
-
-    def _run_step(self, feed: Feed) -> Arrays:
-        return self._run(STEP, feed)
