@@ -77,7 +77,7 @@ TABLE = (
     Parameter(
         "backend",
         "auto",
-        "What runs the network; auto takes onnxruntime on the CPU and PyTorch elsewhere.",
+        "What runs the network; auto takes openvino on the CPU and PyTorch elsewhere.",
         "unconfigured",
         choices=BACKENDS,
     ),

@@ -205,7 +205,7 @@ class OpenvinoNetwork(GraphNetwork):
     """The graphs in OpenVINO: element-wise work fused, and bfloat16 where the CPU has it.
 
     Graphs of a fixed batch are up to twice as fast as those of any batch, so the step is compiled
-    for each number of tracks when it first occurs (about a second; kept on disk like the graphs).
+    for each number of tracks when it first occurs, which takes about a second.
 
     Args:
         loaded: config, tensors and calibration.
@@ -234,8 +234,6 @@ class OpenvinoNetwork(GraphNetwork):
         super().__init__(loaded, window_influence)
 
     def _open(self, graphs: dict[str, bytes]) -> None:
-        if os.access(self._folder, os.W_OK):
-            self._properties["CACHE_DIR"] = str(self._folder)
         try:
             self._graphs_read = {
                 name: _openvino_core().read_model(graph) for name, graph in graphs.items()

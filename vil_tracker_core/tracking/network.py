@@ -182,7 +182,7 @@ def open_network(
 
     Args:
         source: file, preset's name, or the weights themselves.
-        backend: one of `BACKENDS`; auto takes onnxruntime on the CPU and PyTorch elsewhere.
+        backend: one of `BACKENDS`; auto takes openvino on the CPU and PyTorch elsewhere.
         device: as PyTorch names it; only the torch backend runs elsewhere than on the cpu.
         threads: CPU threads.
         precision: one of `PRECISIONS`. bfloat16 takes two thirds of the time where the CPU has it,
@@ -195,7 +195,7 @@ def open_network(
     _validate("backend", backend, BACKENDS)
     _validate("precision", precision, PRECISIONS)
     if backend == "auto":
-        backend = "onnxruntime" if device == "cpu" else "torch"
+        backend = "openvino" if device == "cpu" else "torch"
     if backend != "torch" and device != "cpu":
         raise ValueError(f"backend {backend} runs on the cpu, not on {device!r}")
     if backend == "onnxruntime" and precision != "float32":
