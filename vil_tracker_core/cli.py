@@ -27,7 +27,8 @@ bag_app = typer.Typer(no_args_is_help=True, help="Rosbags: make, look into, play
 app.add_typer(bag_app, name="bag")
 
 TRACKER_HELP = (
-    "Several with commas: a shipped preset (vil_nano), a weights file, csrt, kcf, mil, onnx:FILE."
+    "Several with commas: a shipped preset (vil_nano), a weights file, csrt, kcf, mil, onnx:FILE. "
+    "Ours with other settings: vil_nano+film=off+template_every=0."
 )
 
 

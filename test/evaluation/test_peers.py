@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,14 +13,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vil_tracker_core import weights
 from vil_tracker_core.data.sequence import Sequence
 from vil_tracker_core.evaluation.peers import (
     OnnxTracker,
     OpenCvTracker,
     Tracker,
+    changed,
     parse_trackers,
 )
 from vil_tracker_core.geometry import Box, iou
+from vil_tracker_core.tracking.online import TrackerConfig
 
 MakeSequence = Callable[..., Sequence]
 
@@ -225,11 +229,43 @@ def test_our_tracker_answers_with_covariance(
         ("onnx:none.onnx", "none.onnx does not exist"),
         ("", "no tracker is named"),
         ("csrt,CSRT", "two trackers are named 'csrt'"),
+        ("vil_nano+speed=2", r"tracker 'vil_nano\+speed=2': speed=2: there is no such setting"),
+        ("vil_nano+film=loud", "film=loud: film: 'loud' is not one of"),
+        ("vil_nano+template_every=often", "template_every=often: invalid literal"),
+        ("vil_nano+depth=8", "weights do not fit vil_nano: .* tensors are missing"),
     ],
 )
 def test_wrong_names_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_trackers(text)
+
+
+def test_settings_are_changed_by_name(tiny_weights: Path, make_sequence: MakeSequence) -> None:
+    names = ["film=off", "memory=carry", "template_every=0+confident=0.9", "backend=torch"]
+    specs = parse_trackers(",".join(["vil_nano", *(f"vil_nano+{name}" for name in names)]))
+    assert [spec.name for spec in specs[1:]] == [f"vil_nano+{name}" for name in names]
+    assert len({spec.fingerprint() for spec in specs}) == len(specs)
+    shipped = weights.load(weights.find("vil_nano"))
+    without, carrying, single, eager = (changed(shipped, spec.changes) for spec in specs[1:])
+    assert without.loaded.config == replace(shipped.config, film="off")
+    assert not any(name.startswith("film.") for name in without.loaded.tensors)
+    assert carrying.loaded.config.memory == "carry"
+    assert carrying.loaded.tensors.keys() == shipped.tensors.keys()
+    assert single.config == TrackerConfig(template_every=0, confident=0.9)
+    assert single.loaded is shipped
+    assert eager.network == {"backend": "torch"}
+
+    sequence = make_sequence()
+    tracker = parse_trackers(f"{tiny_weights}+film=off+backend=torch")[0].open()
+    tracker.init(sequence.load(0), Box(*sequence.boxes[0].tolist()), 0.0)
+    assert tracker.update(sequence.load(1), 0.03).box is not None
+
+
+def test_a_plus_in_a_files_name_is_no_setting(tmp_path: Path, tiny_weights: Path) -> None:
+    copy = tmp_path / "a+b.safetensors"
+    shutil.copy(tiny_weights, copy)
+    (spec,) = parse_trackers(f"{copy}+film=off")
+    assert (spec.name, spec.path) == ("a+b+film=off", copy)
 
 
 def test_the_fingerprint_follows_the_file(tmp_path: Path, tiny_weights: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -25,7 +25,8 @@ from vil_tracker_core.geometry import (
 
 # torch comes with our own tracker only: a worker that runs OpenCV's starts without it
 if TYPE_CHECKING:
-    from vil_tracker_core.tracking.online import TrackState
+    from vil_tracker_core.tracking.online import TrackerConfig, TrackState
+    from vil_tracker_core.weights import Weights
 
 
 class Answer(Protocol):
@@ -216,6 +217,55 @@ class OnnxTracker:
 
 Kind = Literal["vil", "opencv", "onnx"]
 CHOICES = "a shipped preset (vil_nano), a weights file, csrt, kcf, mil, or onnx:FILE"
+NETWORK_CHANGES = ("backend", "precision")
+"""What may be changed besides the fields of `ModelConfig` and of `TrackerConfig`."""
+
+
+class Opened(NamedTuple):
+    """One of our trackers with what its name changes, ready to be built."""
+
+    loaded: Weights
+    config: TrackerConfig
+    network: dict[str, str]
+
+
+def changed(loaded: Weights, changes: Iterable[tuple[str, str]]) -> Opened:
+    """Our tracker with some settings changed, such as ``film`` to ``off``.
+
+    Args:
+        loaded: the weights; tensors that a changed net does not have are left out.
+        changes: (name, value) of `ModelConfig`, of `TrackerConfig`, or of `NETWORK_CHANGES`.
+
+    Raises:
+        ValueError: no such setting, no such value, or the net needs tensors that are not there.
+    """
+    from vil_tracker_core.tracking.online import TrackerConfig
+    from vil_tracker_core.weights import Weights, WeightsError, expected_tensors
+
+    model, config = loaded.config, TrackerConfig()
+    network: dict[str, str] = {}
+    for name, value in changes:
+        try:
+            if name in NETWORK_CHANGES:
+                network[name] = value
+            elif isinstance(getattr(model, name, None), (int, float, str)):
+                model = replace(model, **{name: type(getattr(model, name))(value)})
+            elif isinstance(getattr(config, name, None), (int, float)):
+                config = replace(config, **{name: type(getattr(config, name))(value)})
+            else:
+                raise ValueError("there is no such setting")
+        except ValueError as error:
+            raise ValueError(f"{name}={value}: {error}") from None
+    if model == loaded.config:
+        return Opened(loaded, config, network)
+    kept = expected_tensors(model)
+    tensors = {name: tensor for name, tensor in loaded.tensors.items() if name in kept}
+    made = Weights(model, tensors, loaded.calibration, loaded.provenance)
+    try:
+        made.check()
+    except WeightsError as error:
+        raise ValueError(str(error)) from None
+    return Opened(made, config, network)
 
 
 @dataclass(frozen=True)
@@ -228,6 +278,7 @@ class TrackerSpec:
         path: of weights or network; None for OpenCV's.
         threads: CPU threads.
         device: where our network runs, as PyTorch names it.
+        changes: of our tracker's settings, see `changed`.
     """
 
     name: str
@@ -235,6 +286,7 @@ class TrackerSpec:
     path: Path | None = None
     threads: int = 1
     device: str = "cpu"
+    changes: tuple[tuple[str, str], ...] = ()
 
     def open(self) -> Tracker:
         """A tracker ready for `init`; raises ValueError saying what is wrong with its file."""
@@ -243,10 +295,13 @@ class TrackerSpec:
             return OpenCvTracker(self.name)
         if self.kind == "onnx":
             return OnnxTracker(self.path, self.threads)
+        from vil_tracker_core import weights
         from vil_tracker_core.tracking.network import open_network
         from vil_tracker_core.tracking.online import OnlineTracker
 
-        return OnlineTracker(open_network(self.path, device=self.device, threads=self.threads))
+        loaded, config, network = changed(weights.load(self.path), self.changes)
+        opened = open_network(loaded, device=self.device, threads=self.threads, **network)
+        return OnlineTracker(opened, config)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all that its boxes and its speed depend on: the file with its config
@@ -256,6 +311,7 @@ class TrackerSpec:
             self.kind,
             self.threads,
             self.device,
+            self.changes,
             code_version(self.kind),
         ]
         parts.append(cv2.__version__)  # it cuts the crops of the others too
@@ -293,6 +349,8 @@ def code_version(kind: Kind) -> str:
 def parse_trackers(text: str, threads: int = 1, device: str = "cpu") -> list[TrackerSpec]:
     """The trackers of a list with commas, such as ``vil_nano,csrt,onnx:net.onnx``.
 
+    Our own may be followed by changed settings: ``vil_nano+film=off+template_every=0``.
+
     Raises:
         ValueError: an entry is none of `CHOICES`, or two have the same name.
     """
@@ -308,11 +366,21 @@ def parse_trackers(text: str, threads: int = 1, device: str = "cpu") -> list[Tra
         else:
             from vil_tracker_core import weights
 
+            source, *settings = re.split(r"\+(?=\w+=)", item)
             try:
-                path = weights.find(item)
+                path = weights.find(source)
             except weights.WeightsError:
-                raise ValueError(f"tracker {item!r} is not {CHOICES}") from None
-            spec = TrackerSpec(_file_name(path.stem), "vil", path.resolve(), threads, device)
+                raise ValueError(f"tracker {source!r} is not {CHOICES}") from None
+            changes = tuple(
+                (name, value) for name, _, value in (s.partition("=") for s in settings)
+            )
+            name = _file_name("+".join([path.stem, *settings]))
+            spec = TrackerSpec(name, "vil", path.resolve(), threads, device, changes)
+            if changes:
+                try:
+                    changed(weights.load(path), changes)
+                except ValueError as error:
+                    raise ValueError(f"tracker {item!r}: {error}") from None
         if spec.name in {other.name for other in specs}:
             raise ValueError(f"two trackers are named {spec.name!r}: rename one of the files")
         specs.append(spec)
@@ -323,4 +391,4 @@ def parse_trackers(text: str, threads: int = 1, device: str = "cpu") -> list[Tra
 
 def _file_name(name: str) -> str:
     """``name`` with what no file name should hold replaced."""
-    return re.sub(r"[^\w.+-]", "_", name)
+    return re.sub(r"[^\w.+=-]", "_", name)

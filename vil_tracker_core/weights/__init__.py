@@ -47,6 +47,12 @@ class Calibration:
         return cls((scale[0], scale[1], scale[2], scale[3]), str(values["fitted_on"]))
 
 
+def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Name -> a tensor of the shape that the config's net has; no memory is taken for them."""
+    with torch.device("meta"):
+        return ViLTracker(config).state_dict()
+
+
 @dataclass(frozen=True)
 class Weights:
     """A weights file's content."""
@@ -64,10 +70,8 @@ class Weights:
         return model.eval()
 
     def check(self) -> None:
-        """Raises WeightsError where the tensors are not those of the config's net. No memory is
-        taken for the net."""
-        with torch.device("meta"):
-            expected = ViLTracker(self.config).state_dict()
+        """Raises WeightsError where the tensors are not those of the config's net."""
+        expected = expected_tensors(self.config)
         missing = sorted(set(expected) - set(self.tensors))
         unknown = sorted(set(self.tensors) - set(expected))
         if missing or unknown:
