@@ -266,6 +266,10 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option(help="Of lasot, got10k, trackingnet; the one for testing by default."),
     ] = None,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="a,b,c: names of the sequences to run; all by default."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a tracker.")] = 1,
     device: Annotated[str, typer.Option(help="Where our network runs: cpu, cuda, ...")] = "cpu",
@@ -282,7 +286,13 @@ def evaluate(
     """
     from vil_tracker_core.evaluation.cases import BenchmarkSource
 
-    _evaluate(BenchmarkSource(layout, root, split), tracker, out, workers, threads, device, as_json)
+    source = BenchmarkSource(layout, root, split, _names(only))
+    _evaluate(source, tracker, out, workers, threads, device, as_json)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    return tuple(filter(None, map(str.strip, (text or "").split(","))))
 
 
 def _evaluate(
@@ -417,7 +427,7 @@ def calibrate(
 
     if out is not None and out.exists():
         raise ValueError(f"{out} exists already: choose another name")
-    names = () if only is None else tuple(filter(None, map(str.strip, only.split(","))))
+    names = _names(only)
     made = fit(weights.find(model), root, names, check, threads)
     levels = "/".join(f"{100 * level:.0f}" for level in LEVELS)
     table = Table(title=f"% of frames with the truth in the {levels} % region")

@@ -31,6 +31,19 @@ def test_folders_and_one_folder(
     assert [case.name for case in BenchmarkSource("folder", tmp_path / "b").read().cases] == ["b"]
 
 
+def test_some_sequences_by_name(
+    make_sequence: MakeSequence, write_sequence: WriteSequence, tmp_path: Path
+) -> None:
+    for name in "abc":
+        write_sequence(make_sequence(name, count=3), tmp_path)
+    (tmp_path / "c" / "groundtruth_rect.txt").write_text("1,2,3\n")
+    found = BenchmarkSource("folder", tmp_path, only=("c", "a")).read()
+    assert [case.name for case in found.cases] == ["a"]
+    assert list(found.broken) == ["c"]
+    with pytest.raises(DataError, match="no sequence d: it has a, b, c"):
+        BenchmarkSource("folder", tmp_path, only=("a", "d")).read()
+
+
 def test_a_published_layout_with_attributes(
     make_sequence: MakeSequence, write_sequence: WriteSequence, tmp_path: Path
 ) -> None:

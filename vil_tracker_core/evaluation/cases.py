@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -110,16 +110,37 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class BenchmarkSource:
-    """The sequences of a data set's folder; see `LAYOUT_NAMES`."""
+    """The sequences of a data set's folder.
+
+    Attributes:
+        layout: see `LAYOUT_NAMES`.
+        root: the folder.
+        split: as the layout names it; the one for testing by default.
+        only: names of the sequences to take; all by default.
+    """
 
     layout: str
     root: Path
     split: str | None = None
+    only: tuple[str, ...] = ()
 
     def read(self) -> Cases:
         # readers show their progress on the standard output, where --json prints its result
         with contextlib.redirect_stdout(sys.stderr):
-            return self._read()
+            cases = self._read()
+        if not self.only:
+            return cases
+        present = {case.name for case in cases.cases} | cases.broken.keys()
+        for name in self.only:
+            if name not in present:
+                raise DataError(
+                    f"{self.root} has no sequence {name}: it has {', '.join(sorted(present))}"
+                )
+        return replace(
+            cases,
+            cases=[case for case in cases.cases if case.name in self.only],
+            broken={name: why for name, why in cases.broken.items() if name in self.only},
+        )
 
     def _read(self) -> Cases:
         if self.layout == "bag":
