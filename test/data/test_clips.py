@@ -314,7 +314,7 @@ def test_difficulty_grows_with_its_level() -> None:
     easy, hard = Difficulty(0.0), Difficulty(1.0)
     assert (easy.max_gap, hard.max_gap) == (5, 75)
     assert (easy.shift, easy.zoom) == (0.12, 0.08)
-    assert (hard.shift, hard.zoom) == pytest.approx((0.34, 0.25))
+    assert (hard.shift, hard.zoom) == pytest.approx((0.34, 0.45))
     assert hard.shift < 0.5, "the target's centre must stay in the search crop"
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from got10k.utils import metrics as theirs
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
@@ -291,7 +292,6 @@ def test_a_calibrated_covariance_covers_what_it_says() -> None:
 
 @given(tracks())
 def test_overlaps_and_errors_equal_those_of_got10k(track: tuple[FloatArray, FloatArray]) -> None:
-    theirs = pytest.importorskip("got10k.utils.metrics", reason="needs the package got10k")
     boxes, truth = track
     both = metrics.visible(boxes) & metrics.visible(truth)
     boxes, truth = boxes[both], truth[both]

@@ -175,8 +175,9 @@ class Difficulty:
 
     @property
     def zoom(self) -> float:
-        """Standard deviation of the log of the search crop's size."""
-        return 0.08 + 0.17 * self.level
+        """Standard deviation of the log of the search crop's size. Too small a one teaches the net
+        to trust the crop's size: a box that has grown by mistake makes the next crop grow."""
+        return 0.08 + 0.37 * self.level
 
 
 def _to_rgb(crop: Image) -> Image:
@@ -295,7 +296,7 @@ class ClipDataset(Dataset[Clip]):
                 last = box
             shift = difficulty.shift * rng.uniform(-1, 1, size=2) ** (3 if index > 1 else 1)
             side = config.search_factor * math.sqrt(last.w * last.h)
-            side *= math.exp(rng.normal(0, difficulty.zoom))
+            side *= math.exp(np.clip(rng.normal(0, difficulty.zoom), -1, 1))
             if beside:
                 shift = self._away(rng, last, side, (frame.shape[1], frame.shape[0]))
             centre = np.array([last.cx, last.cy]) + shift * side
