@@ -64,6 +64,11 @@ def test_truth_and_flags_must_fit_the_frames(lasot: Path, refused: Callable[...,
 def test_lists_that_do_not_fit_the_tree(lasot: Path, refused: Callable[..., None]) -> None:
     (lasot / "testing_set.txt").write_text("airplane-1\nbear-4\nbear-5\n")
     refused(lambda: read_benchmark("lasot", lasot), lasot, "lacks 2", "bear-4")
+    broken: dict[str, str] = {}
+    (there,) = read_benchmark("lasot", lasot, broken=broken)
+    assert there.name == "airplane-1"
+    assert list(broken) == ["bear-4", "bear-5"]
+    assert "bear/bear-4/groundtruth.txt is missing" in broken["bear-4"]
     (lasot / "testing_set.txt").write_text("\n")
     refused(lambda: read_benchmark("lasot", lasot), lasot / "testing_set.txt", "no sequence")
     (lasot / "testing_set.txt").unlink()

@@ -61,9 +61,10 @@ def read(root: Path, split: str, broken: dict[str, str] | None = None) -> list[S
         raise DataError(f"{root} holds no sequence of LaSOT ({EXPECTS})")
     names = _names_of(root, split, set(folders))
     missing = [name for name in names if name not in folders]
-    if missing:
+    if missing and broken is None:
         raise DataError(
             f"{root} lacks {len(missing)} sequences of the {split} split, {missing[0]} first: "
             "unpack them, or take their names off the list"
         )
-    return read_all([folders[name] for name in names], _read_sequence, f"LaSOT {split}", broken)
+    paths = [folders.get(name, root / name.rpartition("-")[0] / name) for name in names]
+    return read_all(paths, _read_sequence, f"LaSOT {split}", broken)
