@@ -144,6 +144,31 @@ def test_coverage_by_hand() -> None:
     assert np.isnan(metrics.coverage(np.empty(0), [0.5])).all()
 
 
+def test_presence_by_hand() -> None:
+    """Row 0 is dropped, and so is a frame without a score; of 3 x 2 pairs 3.5 are in order."""
+    truth = np.array([T[0], T[0], NAN4, T[0], NAN4, T[0]])
+    passes = [
+        Pass(truth, np.array([0.0, 0.9, 0.5, 0.5, 0.8, np.nan]), truth),
+        Pass(T[:2], np.array([0.0, 0.7]), T[:2]),
+    ]
+    above = 2 + 0.5 + 1  # 0.9 is above both, 0.5 equals one, 0.7 is above one
+    assert metrics.presence_auc(passes) == pytest.approx(above / 6)
+    assert math.isnan(metrics.presence_auc([passes[1]]))
+    assert math.isnan(metrics.presence_auc([]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=20))
+def test_presence_equals_a_count_of_pairs(frames: list[tuple[int, bool]]) -> None:
+    scores = np.array([0.0, *(score / 5 for score, _ in frames)])
+    truth = np.array([T[0], *(T[0] if seen else NAN4 for _, seen in frames)])
+    pairs = [(a, b) for a, seen in frames if seen for b, there in frames if not there]
+    found = metrics.presence_auc([Pass(truth, scores, truth)])
+    if not pairs:
+        assert math.isnan(found)
+        return
+    assert found == pytest.approx(sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs))
+
+
 def test_a_covariance_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="not positive definite"):
         metrics.squared_distances(T, np.zeros((4, 4, 4)), T)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
+from scipy.stats import chi2, rankdata
 
 from vil_tracker_core.geometry import FloatArray, iou, to_cxcywh
 
@@ -141,7 +141,7 @@ def _confined(boxes: FloatArray, frame_size: tuple[int, int]) -> FloatArray:
 
 @dataclass(frozen=True)
 class Pass:
-    """One sequence's frames for `longterm`: (N, 4) boxes, (N,) scores, (N, 4) truth."""
+    """One sequence's frames, with scores: (N, 4) boxes, (N,) scores, (N, 4) truth."""
 
     boxes: FloatArray
     scores: FloatArray
@@ -206,6 +206,24 @@ def _ranked(one: Pass) -> tuple[FloatArray, FloatArray, int]:
     answered = visible(boxes) & np.isfinite(scores)
     order = np.argsort(-scores[answered], kind="stable")
     return scores[answered][order], np.cumsum(overlap[answered][order]), int(seen.sum())
+
+
+def presence_auc(passes: Many[Pass]) -> float:
+    """How well the score tells frames with the target from frames without: the area under the ROC
+    curve, which is the probability that of two such frames the one with it has the higher score.
+
+    Rule: row 0 of each sequence, the frame of the start, is dropped; so are frames without a score.
+    The frames of all sequences are ranked together, equal scores sharing their ranks (the
+    Mann-Whitney statistic). NaN where there is no frame of either kind.
+    """
+    scores = _pool(each.scores[1:] for each in passes)
+    present = np.concatenate([np.empty(0, bool), *(visible(each.truth[1:]) for each in passes)])
+    present, scores = present[np.isfinite(scores)], scores[np.isfinite(scores)]
+    seen, absent = int(present.sum()), int((~present).sum())
+    if not seen or not absent:
+        return float("nan")
+    above = float(rankdata(scores)[present].sum()) - seen * (seen + 1) / 2
+    return above / (seen * absent)
 
 
 # --- Covariance -----------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ TRACKER_COLUMNS: tuple[Column, ...] = (
     ("sr50", "SR 0.5", lambda s: s.sr50),
     ("sr75", "SR 0.75", lambda s: s.sr75),
     ("f", "VOT-LT F", lambda s: s.lt.f if s.lt else math.nan),
+    ("presence", "presence AUC", lambda s: s.presence),
     ("failures", "failures a sequence", lambda s: s.failures),
     ("coverage90", "in the 90 % region", lambda s: _at_90(s)),
     ("nll", "NLL, nats", lambda s: s.nll),

@@ -64,7 +64,7 @@ class TrackerScore:
     """A tracker's numbers over all sequences that it finished.
 
     auc, p20, np20, failures and lost are means over the sequences with truth, each counting alike;
-    ao, sr50, sr75, coverage, nll, fps and times pool the frames of all; lt is VOT-LT's.
+    ao, sr50, sr75, presence, coverage, nll, fps and times pool the frames of all; lt is VOT-LT's.
 
     Attributes:
         coverage, centre_coverage: (11,) at metrics.COVERAGE_LEVELS, of the whole box and of the
@@ -87,6 +87,7 @@ class TrackerScore:
     ms50: float
     ms95: float
     lt: metrics.LongTerm | None
+    presence: float
     success: FloatArray = field(repr=False)
     precision: FloatArray = field(repr=False)
     normalised: FloatArray = field(repr=False)
@@ -179,6 +180,7 @@ def score_tracker(results: Results, name: str) -> TrackerScore:
         metrics.negative_log_likelihoods(b, spread, t)
         for (b, t, _), spread in zip(parts, spreads, strict=True)
     ]
+    passes = [metrics.Pass(b, r.scores[r.start :], t) for b, t, r in parts]
     times = np.concatenate([np.empty(0), *(run.seconds for _, run in finished)]) * 1e3
     times = times[np.isfinite(times)]
     return TrackerScore(
@@ -195,7 +197,8 @@ def score_tracker(results: Results, name: str) -> TrackerScore:
         fps=metrics.frames_per_second(run.seconds for _, run in finished),
         ms50=float(np.quantile(times, 0.5)) if len(times) else NAN,
         ms95=float(np.quantile(times, 0.95)) if len(times) else NAN,
-        lt=metrics.longterm([metrics.Pass(b, r.scores[r.start :], t) for b, t, r in parts]),
+        lt=metrics.longterm(passes),
+        presence=metrics.presence_auc(passes),
         success=_mean_curve([s.success for s in sequences], 21),
         precision=_mean_curve([s.precision for s in sequences], 51),
         normalised=_mean_curve([metrics.normalised_precision_curve(b, t) for b, t, _ in parts], 51),
@@ -244,7 +247,7 @@ def long_json(results: Results, scores: list[TrackerScore]) -> dict[str, object]
     for each in scores:
         lt = each.lt
         trackers[each.name] = {
-            **_numbers(each, LONG),
+            **_numbers(each, (*LONG, "presence")),
             "longterm": lt and _numbers(lt, ("precision", "recall", "f", "threshold")),
             "success": _list(each.success),
             "precision": _list(each.precision),

@@ -111,7 +111,7 @@ class GraphNetwork(Network):
     def _start(self, templates: Tensor) -> Memory:
         count = templates.shape[1]
         if count > self.max_templates:
-            raise ValueError("a second template with scan 'joint' needs backend 'torch'")
+            raise ValueError(f"{count} templates: the graphs take {self.max_templates}")
         found = self._run(self._starts[count - 1], {"templates": templates.numpy()})
         return unflatten(self._like, [torch.from_numpy(array) for array in found])
 
