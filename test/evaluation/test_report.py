@@ -93,6 +93,15 @@ def test_scores_by_hand(results: Results) -> None:
     assert kcf.failed == {"hard <b>": "sequence hard <b>: out of luck"}
 
 
+def test_presence_is_of_all_sequences(results: Results) -> None:
+    assert math.isnan(score(results)[0].presence)  # the target is in every frame
+    results.cases.cases[1].sequence.boxes[-2:] = math.nan
+    results.runs["ours", "hard <b>"].scores[-1] = 0.1
+    ours = score(results)[0]
+    assert ours.presence == pytest.approx((1 + 0.5) / 2)  # the other absent frame's is 0.9 as well
+    assert long_json(results, [ours])["trackers"]["ours"]["presence"] == 0.75  # type: ignore[index]
+
+
 def test_json_on_the_standard_output(results: Results) -> None:
     printed = json.loads(json.dumps(short_json(score(results)), allow_nan=False))
     assert list(printed) == ["trackers"]
