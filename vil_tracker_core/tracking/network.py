@@ -11,6 +11,7 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -87,8 +88,8 @@ class Network(ABC):
 
     @staticmethod
     def _images(crops: Many[Image]) -> Tensor:
-        batch = np.stack(crops)[..., ::-1].transpose(0, 3, 1, 2)  # BGR to RGB, channels first
-        return torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32))
+        """(B, 3, S, S) float32 RGB of (S, S, 3) uint8 BGR."""
+        return torch.from_numpy(cv2.dnn.blobFromImages(crops, swapRB=True))
 
     def start(self, templates: Many[Image]) -> Memory:
         """The memory of one track that begins with these template crops (T, T, 3) BGR."""
