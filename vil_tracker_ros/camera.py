@@ -22,11 +22,11 @@ from vil_tracker_core.images import (
 )
 
 try:
-    from cv_bridge import CvBridge
+    from cv_bridge import CvBridge, CvBridgeError
 
     BRIDGE: Any = CvBridge()
 except Exception:  # not installed; or built for another NumPy, which ends in various errors
-    BRIDGE = None
+    BRIDGE, CvBridgeError = None, ImageError
 
 MAX_BYTES = 4 * MAX_PIXELS
 """Messages with more data are refused: held for `init_history`, they would fill the memory."""
@@ -70,7 +70,10 @@ def to_bgr(message: Image | CompressedImage) -> Pixels:
     beyond = message.encoding == "mono16" or message.step % _pixel_bytes(message)
     if BRIDGE is None or beyond:
         return image_to_bgr(message)
-    return np.asarray(BRIDGE.imgmsg_to_cv2(message, "bgr8"), dtype=np.uint8)
+    try:
+        return np.asarray(BRIDGE.imgmsg_to_cv2(message, "bgr8"), dtype=np.uint8)
+    except CvBridgeError:  # an older one does not know every encoding
+        return image_to_bgr(message)
 
 
 def _pixel_bytes(message: Image) -> int:

@@ -120,6 +120,18 @@ def test_without_cv_bridge_our_own_conversion_is_used(monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(to_bgr(message), image_to_bgr(message))
 
 
+def test_what_an_old_cv_bridge_does_not_know_is_converted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Old:
+        def imgmsg_to_cv2(self, message: Image, encoding: str) -> None:
+            raise camera.CvBridgeError(f"Unrecognized image encoding [{message.encoding}]")
+
+    monkeypatch.setattr(camera, "BRIDGE", Old())
+    message = raw("yuv422_yuy2")
+    np.testing.assert_array_equal(to_bgr(message), image_to_bgr(message))
+
+
 @pytest.mark.skipif(camera.BRIDGE is None, reason="cv_bridge does not import here")
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("padding", [0, 5, 24])
