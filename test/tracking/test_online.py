@@ -112,6 +112,48 @@ def test_the_search_crop_is_four_times_the_predicted_box(start: Callable[..., Sc
     assert run.looks[-1].image.shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize(("grown", "anchored"), [(3.0, 3**-0.3), (0.3, 0.3**-0.3), (12.0, 0.5)])
+def test_the_first_boxs_size_has_a_share_in_the_search_crops(
+    start: Callable[..., Scripted], grown: float, anchored: float
+) -> None:
+    """A share that is bounded; and none without an anchor."""
+    sides = []
+    for changes in ({}, {"size_anchor": 0.0}):
+        run = start(**changes)
+        for k in range(1, 81):  # grows, then holds
+            factor = grown ** min(k / 40, 1.0)
+            run.tell(SEEN, Box.from_cxcywh(320, 215, 40 * factor, 30 * factor))
+        sides.append(run.looks[-1].crop.side)
+    assert sides[1] == pytest.approx(4 * grown * math.sqrt(40 * 30), rel=0.02)
+    assert sides[0] / sides[1] == pytest.approx(anchored, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("seen", "stretch"),
+    [
+        (Box.from_cxcywh(320, 215, 80, 30), (2**-0.5, 1.0)),  # twice the width
+        (Box.from_cxcywh(320, 215, 40, 15), (1.0, 2**0.5)),
+        (Box.from_cxcywh(320, 215, 190, 30), (0.5, 1.0)),  # a bound
+        (Box.from_cxcywh(380, 215, 40, 30), (1.0, 1.0)),  # something else
+        (Box.from_cxcywh(320, 215, math.nan, 30), (1.0, 1.0)),
+    ],
+)
+def test_half_the_error_of_size_on_the_first_frame_is_taken_off_later(
+    network: Network, monkeypatch: pytest.MonkeyPatch, seen: Box, stretch: tuple[float, float]
+) -> None:
+    crop = Crop.around(BOX, network.config.search_factor, network.config.search_size)
+    found = Found(crop.to_unit(seen), np.full(4, 1e-4), SEEN)
+    monkeypatch.setattr(network, "step", lambda crops, memories, *_: ([found], memories))
+    run = Scripted(Track(network, FRAME, BOX, 0.0, TrackerConfig()))
+    plain = Scripted(Track(network, FRAME, BOX, 0.0, TrackerConfig(size_bias=0.0)))
+    for _ in range(40):
+        result, untouched = run.tell(SEEN), plain.tell(SEEN)
+    assert untouched.box.w == pytest.approx(40, rel=0.01)
+    assert result.box.w == pytest.approx(40 * stretch[0], rel=0.01)
+    assert result.box.h == pytest.approx(30 * stretch[1], rel=0.01)
+    assert (result.box.cx, result.box.cy) == pytest.approx((320, 215), abs=0.5)
+
+
 def test_many_measurements_do_not_make_the_box_surer_than_one(
     start: Callable[..., Scripted],
 ) -> None:

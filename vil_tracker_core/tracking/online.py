@@ -41,6 +41,8 @@ class TrackerConfig:
         widening: growth of the search crop a second while lost, as a factor.
         template_every: frames between refreshes of the second template; 0 for never.
         template_score: score from which a frame may become the second template.
+        size_anchor: share of the first box's size in the search crop's, see `Track.look`.
+        size_bias: share of the net's error of size on the first frame that is taken off later.
         kalman: noise of the motion model.
     """
 
@@ -52,6 +54,8 @@ class TrackerConfig:
     widening: float = 2.0
     template_every: int = 10
     template_score: float = 0.5
+    size_anchor: float = 0.3
+    size_bias: float = 0.5
     kalman: KalmanConfig = field(default_factory=KalmanConfig)
 
 
@@ -87,6 +91,10 @@ class Look:
     trust: float
 
 
+ANCHORED = 2.0
+"""Greatest factor between the search crop's side and what the target's present size asks for."""
+BIASED = 2.0
+"""Greatest factor by which a side is corrected for the net's error on the first frame."""
 MAX_DT = 1.0
 """Seconds; a longer pause between frames is treated as this long."""
 
@@ -127,6 +135,8 @@ class Track:
         template = Crop.around(box, model.template_factor, model.template_size).cut(frame)
         self._templates = [template]
         self._memory = network.start(self._templates)
+        self._first_extent = math.sqrt(box.w * box.h)
+        self._stretch = self._correction(frame, box)
         self._crop: Crop | None = None
         self._unseen = 0.0  # seconds since the target was last seen
         self._seen = box  # where it was last seen
@@ -142,7 +152,12 @@ class Track:
         return self.result.state is TrackState.LOST
 
     def look(self, frame: Image, stamp: float) -> Look:
-        """Moves the track to a new frame's time and says where to search in it."""
+        """Moves the track to a new frame's time and says where to search in it.
+
+        A net sees a size relative to its crop, and where it is unsure, it takes the usual share
+        of the crop for the target's. A crop that follows the box alone then makes an error grow
+        without bound; a share of the first box's size pulls it back.
+        """
         model, config = self._network.config, self.config
         reset = self._continuity(frame, stamp)
         if reset:
@@ -160,6 +175,8 @@ class Track:
         elif self.lost:
             growth = 1 + config.widening * max(self._unseen - config.patience, 0.0)
             factor *= min(growth, config.widest)
+        anchor = self._first_extent / math.sqrt(around.w * around.h)
+        factor *= min(max(anchor**config.size_anchor, 1 / ANCHORED), ANCHORED)
         crop = Crop.around(around, factor, model.search_size)
         motion = crop_motion(self._crop or crop, crop)
         self._crop = crop
@@ -169,6 +186,9 @@ class Track:
         """Takes in what the net found in the crop of the last `look`."""
         if self._crop is None:
             raise RuntimeError("learn() needs a look() before it")
+        found = found._replace(
+            unit=found.unit * self._stretch, variance=found.variance * self._stretch**2
+        )
         side = float(self._crop.side)
         box = self._crop.to_frame(found.unit)
         noise = np.diag(np.maximum(found.variance * side**2, 0.25))
@@ -185,6 +205,25 @@ class Track:
         )
         self._refresh_template(frame)
         return self.result
+
+    def _correction(self, frame: Image, box: Box) -> FloatArray:
+        """(4,) what (cx, cy, w, h) of the net's answers are multiplied by.
+
+        What the net takes for the whole of the target may be more or less than the box that was
+        drawn (the man for his face). On the first frame both are known.
+        """
+        model, share = self._network.config, self.config.size_bias
+        stretch = np.ones(4)
+        if share == 0:
+            return stretch
+        crop = Crop.around(box, model.search_factor, model.search_size)
+        still = crop_motion(crop, crop)
+        (found,), _ = self._network.step([crop.cut(frame)], [self._memory], [still], [0.0])
+        seen = crop.to_frame(found.unit)
+        if float(iou(seen, box)) > 0.2:  # else it sees something else altogether
+            error = np.array([seen.w / box.w, seen.h / box.h])
+            stretch[2:] = np.clip(error**-share, 1 / BIASED, BIASED)
+        return stretch
 
     def _published(self) -> FloatArray:
         """The filter's covariance and, on top, the last measurement's: the filter takes the errors
@@ -288,6 +327,7 @@ class Track:
         last = self._filter.box
         box = Box(last.x * scale[0], last.y * scale[1], last.w * scale[0], last.h * scale[1])
         self._frame_size = _size(frame)
+        self._first_extent *= math.sqrt(scale[0] * scale[1])
         self._filter = kalman.start(box, self.config.kalman)
         self._memory = self._network.start(self._templates)
         self._crop, self._candidate, self._reset = None, None, reason
