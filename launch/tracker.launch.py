@@ -13,6 +13,9 @@ from launch_ros.actions import Node
 
 from launch import LaunchDescription
 
+PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
+CHOSEN = {PROFILES, "FASTDDS_BUILTIN_TRANSPORTS"}
+"""Variables by which you say how Fast DDS is to carry messages."""
 ARGUMENTS = {
     "namespace": ("", "namespace of the node and its topics", None),
     "image": ("image", "topic of the camera", None),
@@ -36,7 +39,7 @@ ARGUMENTS = {
 
 
 def generate_launch_description() -> LaunchDescription:
-    parameters = Path(get_package_share_directory("vil_tracker_ros")) / "config" / "tracker.yaml"
+    config = Path(get_package_share_directory("vil_tracker_ros")) / "config"
     value = {name: LaunchConfiguration(name) for name in [*ARGUMENTS, "params_file"]}
     actions = [
         DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
@@ -44,12 +47,14 @@ def generate_launch_description() -> LaunchDescription:
     ]
     actions.append(
         DeclareLaunchArgument(
-            "params_file", default_value=str(parameters), description="YAML of parameters"
+            "params_file",
+            default_value=str(config / "tracker.yaml"),
+            description="YAML of parameters",
         )
     )
-    if "FASTDDS_BUILTIN_TRANSPORTS" not in os.environ:
+    if not CHOSEN & os.environ.keys():
         # the default drops most large best-effort images between processes
-        actions.append(SetEnvironmentVariable("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA"))
+        actions.append(SetEnvironmentVariable(PROFILES, str(config / "fastdds.xml")))
     actions.append(
         Node(
             package="vil_tracker_ros",

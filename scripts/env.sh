@@ -43,7 +43,10 @@ _vil_enter() {
     # Nothing leaves this machine unless asked to; and Fast DDS's default transport drops most
     # large best-effort images between processes.
     export ROS_AUTOMATIC_DISCOVERY_RANGE="${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}"
-    export FASTDDS_BUILTIN_TRANSPORTS="${FASTDDS_BUILTIN_TRANSPORTS:-LARGE_DATA}"
+    if [ -z "${FASTDDS_BUILTIN_TRANSPORTS:-}" ]; then
+        _vil_profiles="$_vil_root/config/fastdds.xml"
+        export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$_vil_profiles}"
+    fi
 }
 
 if [ -n "${BASH_SOURCE:-}" ]; then

@@ -37,7 +37,8 @@ elif not importable("vil_tracker_ros.msg"):
 # Linux hands out for outgoing connections; the first ones are left to people.
 os.environ.setdefault("ROS_DOMAIN_ID", str(10 + os.getpid() % 90))
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA")
+PROFILES = Path(__file__).parents[2] / "config" / "fastdds.xml"
+os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(PROFILES))
 DOMAINS = itertools.cycle(range(10, 100))
 for _ in range(int(os.environ["ROS_DOMAIN_ID"]) - 10):
     next(DOMAINS)

@@ -34,7 +34,7 @@ IMAGES = "/camera/image/compressed"
 DDS = {
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
-    "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA",
+    "FASTRTPS_DEFAULT_PROFILES_FILE": os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"],
 }
 
 

@@ -57,18 +57,26 @@ def test_arguments() -> None:
     }
 
 
-@pytest.mark.parametrize("chosen", [None, "DEFAULT"])
+PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
+
+
+@pytest.mark.parametrize("chosen", [None, PROFILES, "FASTDDS_BUILTIN_TRANSPORTS"])
 def test_the_transport_is_set_unless_chosen(
     chosen: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("FASTDDS_BUILTIN_TRANSPORTS")
+    monkeypatch.delenv(PROFILES)
     if chosen:
-        monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", chosen)
+        monkeypatch.setenv(chosen, "mine")
     context = launch.LaunchContext()
     for entity in description(TRACKER).entities:
         if isinstance(entity, SetEnvironmentVariable):
             entity.execute(context)
-    assert context.environment["FASTDDS_BUILTIN_TRANSPORTS"] == (chosen or "LARGE_DATA")
+    if chosen:
+        assert context.environment[chosen] == "mine"
+        assert {PROFILES, "FASTDDS_BUILTIN_TRANSPORTS"} & context.environment.keys() == {chosen}
+    else:
+        assert Path(context.environment[PROFILES]).name == "fastdds.xml"
+        assert Path(context.environment[PROFILES]).is_file()
 
 
 def test_the_node_runs_with_the_arguments_given(ground: Ground, tiny: str, tmp_path: Path) -> None:
