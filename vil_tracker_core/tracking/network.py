@@ -186,8 +186,8 @@ def open_network(
         backend: one of `BACKENDS`; auto takes openvino on the CPU and PyTorch elsewhere.
         device: as PyTorch names it; only the torch backend runs elsewhere than on the cpu.
         threads: CPU threads.
-        precision: one of `PRECISIONS`. bfloat16 takes two thirds of the time where the CPU has it,
-            and boxes are off by up to a pixel of a 720p frame.
+        precision: one of `PRECISIONS`. bfloat16 takes two thirds of the time where the CPU has it;
+            boxes are off by a pixel or so of a 720p frame, and by some where two cells score alike.
 
     Raises:
         weights.WeightsError: the file cannot be used.
