@@ -56,4 +56,4 @@ def test_clips_follow_the_curriculum(make_config: MakeConfig) -> None:
     easy, half, hard = (clips(8 * step) for step in (0, 5, 10))
     assert (easy.max_gap, hard.max_gap) == (5, 75)
     assert (easy.shift, half.shift, hard.shift) == pytest.approx((0.12, 0.23, 0.34))
-    assert (easy.zoom, half.zoom, hard.zoom) == pytest.approx((0.08, 0.165, 0.25))
+    assert (easy.zoom, half.zoom, hard.zoom) == pytest.approx((0.08, 0.265, 0.45))
