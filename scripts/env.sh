@@ -59,5 +59,5 @@ fi
 _vil_enter
 _vil_status=$?
 unset -f _vil_prepend _vil_enter
-unset _vil_root _vil_ros _vil_old _vil_python
+unset _vil_root _vil_ros _vil_old _vil_python _vil_profiles
 eval "unset _vil_status; return $_vil_status"

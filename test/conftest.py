@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2
 import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -16,3 +17,12 @@ cv2.setNumThreads(1)
 # A loaded machine must not fail a test: no deadline. derandomize keeps a CI run repeatable.
 hypothesis.settings.register_profile("vil", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("vil")
+
+
+@pytest.fixture(scope="session")
+def bfloat16() -> None:
+    """Skips a test where the CPU would only emulate that precision."""
+    from vil_tracker_core.tracking.graphs import openvino_core
+
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16 arithmetic")

@@ -15,7 +15,7 @@ from vil_tracker_core.evaluation.bags import open_bag
 from vil_tracker_core.geometry import Box, Image
 from vil_tracker_core.model.presets import preset
 from vil_tracker_core.model.tracker import ViLTracker
-from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork, openvino_precisions
+from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork
 from vil_tracker_core.tracking.network import Network, TorchNetwork
 
 CLIP = Path(__file__).parents[2] / "clips" / "real"
@@ -86,10 +86,11 @@ def test_the_shipped_net_agrees_with_pytorch_at_720p(
     kind: str,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """On real frames, in pixels, whatever runs it, against PyTorch in float32."""
-    if "bf16" in kind and "bfloat16" not in openvino_precisions():
-        pytest.skip("this CPU has no bfloat16 arithmetic")
+    if "bf16" in kind:
+        request.getfixturevalue("bfloat16")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "graphs"))
     loaded = weights.load(weights.shipped("vil_nano"))
 

@@ -17,7 +17,6 @@ from vil_tracker_core.tracking.graphs import (
     OnnxNetwork,
     OpenvinoNetwork,
     cache_folder,
-    openvino_precisions,
 )
 from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
 from vil_tracker_core.tracking.online import OnlineTracker, TrackerConfig
@@ -110,9 +109,7 @@ def test_a_track_of_the_joint_scan_outlives_the_time_of_its_second_template(
         assert tracker.update(frames[number % 3], number / 30).stamp == number / 30
 
 
-@pytest.mark.skipif(
-    "bfloat16" not in openvino_precisions(), reason="this CPU has no bfloat16 arithmetic"
-)
+@pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_stays_near_float32(make_weights: Make, frames: list[Image]) -> None:
     """Of random weights; evaluation/test_agreement.py has the bound in pixels."""
     loaded = make_weights(**SHALLOW)

@@ -1,8 +1,7 @@
 """Regression: the bundled clips' boxes against golden files, CSV, one line a frame.
 
 The tracker runs on onnxruntime, one thread, float32: its wheels exist for every platform of
-the package, it computes in float32 whatever the CPU offers, where OpenVINO may take bfloat16, and
-unlike PyTorch it runs the exported graph, which is what flies.
+the package, and unlike PyTorch it runs the exported graph, which is what flies.
 
 Another CPU rounds otherwise, which moves a box by about 1e-5 px. That alone is harmless, but a
 search crop lies on whole pixels: once in some thousand frames such a difference turns a corner

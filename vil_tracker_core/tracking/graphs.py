@@ -183,7 +183,7 @@ class OnnxNetwork(GraphNetwork):
 
 
 @cache
-def _openvino_core() -> Any:
+def openvino_core() -> Any:
     """OpenVINO's core: one for the process, and never dropped before its end.
 
     Its CPU plugin gives the thread that makes it an alternate signal stack and, when it is dropped,
@@ -193,12 +193,6 @@ def _openvino_core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-def openvino_precisions() -> tuple[str, ...]:
-    """The precisions in which OpenVINO computes at full speed on this CPU."""
-    capabilities = _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("float32", "bfloat16") if "BF16" in capabilities else ("float32",)
 
 
 class OpenvinoNetwork(GraphNetwork):
@@ -236,7 +230,7 @@ class OpenvinoNetwork(GraphNetwork):
     def _open(self, graphs: dict[str, bytes]) -> None:
         try:
             self._graphs_read = {
-                name: _openvino_core().read_model(graph) for name, graph in graphs.items()
+                name: openvino_core().read_model(graph) for name, graph in graphs.items()
             }
         except RuntimeError as error:
             raise GraphError(str(error)) from error
@@ -252,7 +246,7 @@ class OpenvinoNetwork(GraphNetwork):
             for shape in shapes.values():
                 shape[0] = batch
             graph.reshape(shapes)
-            compiled = _openvino_core().compile_model(graph, "CPU", self._properties)
+            compiled = openvino_core().compile_model(graph, "CPU", self._properties)
             # a tensor may have the names of what it passes through besides its own
             names = [next(n for n in item.names if "/" not in n) for item in compiled.inputs]
             self._requests[name, batch] = compiled.create_infer_request(), names
