@@ -132,7 +132,8 @@ def _of(value: float, limit: float, unit: str) -> str:
 @app.command("init-from")
 def init_from(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Published ViL weights (Vision-LSTM) as .safetensors.")
+        Path,
+        typer.Argument(help="Published ViL or EfficientNet-Lite0 weights as .safetensors."),
     ],
     out: Annotated[Path, typer.Argument(help="Weights file to make.")],
     preset_name: Annotated[
@@ -140,11 +141,11 @@ def init_from(
     ] = "vil_s",
     seed: Annotated[int, typer.Option(help="Of what the checkpoint does not hold.")] = 0,
 ) -> None:
-    """Start a net from published ImageNet ViL weights, for `init:` of a training's config.
+    """Start a net from published ImageNet weights, for `init:` of a training's config.
 
     ViL-S of version 1 fits vil_s in every block. Version 2 (vil2-...) fits but for its biases and
-    its 2-D convolutions. A .th file is a pickle and is never read: the refusal says how to make
-    safetensors of it.
+    its 2-D convolutions. EfficientNet-Lite0 starts the trunk of vil_nano's stem. A .th or .pth file
+    is a pickle and is never read: the refusal says how to make safetensors of it.
     """
     import torch
 

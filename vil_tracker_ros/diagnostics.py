@@ -53,6 +53,7 @@ class Health:
         self._period_repeated = 0
         self._latencies: list[float] = []
         self._processing: list[float] = []
+        self._added: list[float] = []
 
     def receive(self, stamp_ns: int) -> None:
         """Counts an image that arrived, of whatever quality."""
@@ -64,8 +65,9 @@ class Health:
             self._period_repeated += repeats
             self._stamp_ns = stamp_ns
 
-    def answer(self, done: FrameResult, latency: float) -> None:
-        """Takes in a frame's results, published ``latency`` seconds after the frame's stamp."""
+    def answer(self, done: FrameResult, latency: float, added: float) -> None:
+        """Takes in a frame's results, published ``latency`` seconds after the frame's stamp;
+        ``added`` of them the node spent on other things than the work."""
         with self._lock:
             self._dropped = done.dropped
             if done.late:
@@ -74,6 +76,7 @@ class Health:
             self._period_answered += 1
             self._latencies.append(latency)
             self._processing.append(done.processing)
+            self._added.append(added)
             self._results = done.results
 
     def refuse(self, encoding: str, reason: str) -> bool:
@@ -150,6 +153,7 @@ class Health:
             "latency, mean (ms)": _ms(self._latencies, _mean),
             "latency, max (ms)": _ms(self._latencies, max),
             "processing, mean (ms)": _ms(self._processing, _mean),
+            "added by the node, mean (ms)": _ms(self._added, _mean),
             "frames received": str(self._received),
             "frames answered": str(self._answered),
             "frames dropped": str(self._dropped),

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vil_tracker_core.geometry import Box, Image, validate_box
@@ -40,6 +40,7 @@ class Frame:
         size: (width, height) in px.
         memory: bytes that it takes while it is held.
         replaced: a newer one came before work on it began; counted as dropped.
+        arrived: when it was received, by the monotonic clock, seconds.
     """
 
     stamp_ns: int
@@ -47,6 +48,7 @@ class Frame:
     size: tuple[int, int]
     memory: int
     replaced: bool = False
+    arrived: float = field(default_factory=time.monotonic)
 
 
 @dataclass

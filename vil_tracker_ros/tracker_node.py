@@ -263,8 +263,9 @@ class TrackerNode(LifecycleNode):
             for name, result in done.results.items()
         ]
         tracks.latency = (self.get_clock().now().nanoseconds - done.frame.stamp_ns) / NS
+        tracks.in_node = time.monotonic() - done.frame.arrived
         self._tracks.publish(tracks)
-        self._health.answer(done, tracks.latency)
+        self._health.answer(done, tracks.latency, tracks.in_node - tracks.processing)
         if not done.late and self._debug.get_subscription_count() > 0:
             image = done.image if done.image is not None else camera.to_bgr(done.frame.message)
             self._debug.publish(to_image(draw(image, done.results, tracks.latency), header))

@@ -23,6 +23,7 @@ from vil_tracker_core.model.init_from import (
     read_checkpoint,
     to_published,
 )
+from vil_tracker_core.model.mobile import published_names, trunk_from_published
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
 
@@ -350,3 +351,45 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=r"cut.safetensors is not a readable"):
         read_checkpoint(path)
+
+
+def lite0(net: ViLTracker) -> dict[str, Tensor]:
+    """A published EfficientNet-Lite0 down to stride 16, with its classifier."""
+    trunk = net.backbone.embedding.stem.trunk.state_dict()
+    tensors = {"_fc.weight": torch.randn(10, 1280)}
+    for ours, (conv, norm) in published_names().items():
+        weight = trunk[f"{ours}.weight"]
+        tensors[f"{conv}.weight"] = torch.randn_like(weight)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{norm}.{part}"] = torch.rand(len(weight))
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def mobile(config: ModelConfig) -> ViLTracker:
+    return ViLTracker(replace(config, stem="mobile", stem_channels=()))
+
+
+def test_a_mobile_stem_takes_the_trunk_of_an_efficientnet(mobile: ViLTracker) -> None:
+    tensors = lite0(mobile)
+    state, report = from_published(tensors, mobile)
+    prefix = "backbone.embedding.stem.trunk."
+    for name, tensor in trunk_from_published(tensors).items():
+        torch.testing.assert_close(state[prefix + name], tensor)
+    assert report.left == {"_fc.weight": "beyond stride 16"}
+    assert set(report.taken) == set(tensors) - {"_fc.weight"}
+    assert set(report.fresh) == {name for name in state if not name.startswith(prefix)}
+    for name in report.fresh:
+        assert torch.equal(state[name], mobile.state_dict()[name])
+
+
+def test_an_efficientnet_that_does_not_fit_is_refused(net: ViLTracker, mobile: ViLTracker) -> None:
+    tensors = lite0(mobile)
+    with pytest.raises(CheckpointError, match="starts a stem 'mobile', that of "):
+        from_published(tensors, net)
+    wide = tensors | {"_blocks.3._bn1.weight": torch.ones(7)}
+    with pytest.raises(CheckpointError, match=r"_blocks\.3"):
+        from_published(wide, mobile)
+    del tensors["_bn0.bias"]
+    with pytest.raises(CheckpointError, match=r"_bn0\.bias is missing"):
+        from_published(tensors, mobile)

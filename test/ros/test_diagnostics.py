@@ -38,7 +38,7 @@ class Watch:
 
     def frame(self, stamp: int, **result: object) -> None:
         self.health.receive(stamp)
-        self.health.answer(done(**result), 0.030)  # type: ignore[arg-type]
+        self.health.answer(done(**result), 0.030, 0.002)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -56,6 +56,7 @@ def test_rates_and_times_are_those_of_the_period(watch: Watch) -> None:
     assert values["rate (Hz)"] == "30.0"
     assert values["latency, mean (ms)"] == values["latency, max (ms)"] == "30.0"
     assert values["processing, mean (ms)"] == "10.0"
+    assert values["added by the node, mean (ms)"] == "2.0"
     assert (values["frames received"], values["frames answered"]) == ("60", "60")
     assert values["frames dropped"] == "7"
     assert values["track car"] == "TRACKING 0.50 hidden by a tree"
@@ -65,14 +66,14 @@ def test_rates_and_times_are_those_of_the_period(watch: Watch) -> None:
 
 def test_the_past_of_a_track_that_catches_up_is_no_rate_and_no_latency(watch: Watch) -> None:
     watch.frame(1)
-    watch.health.answer(done(late=True), 5.0)
+    watch.health.answer(done(late=True), 5.0, 4.0)
     values = watch.look()[2]
     assert (values["rate (Hz)"], values["latency, max (ms)"]) == ("0.5", "30.0")
 
 
 def test_stamps_of_another_clock_are_no_latency(watch: Watch) -> None:
     watch.health.receive(1)
-    watch.health.answer(done(), 9e7)
+    watch.health.answer(done(), 9e7, 0.0)
     assert "another clock" in watch.look()[2]["latency, mean (ms)"]
 
 

@@ -82,13 +82,15 @@ def test_tracks_survive_the_wire() -> None:
         frames=90,
         reason="occluded",
     )
-    sent = TrackArray(tracks=[track], latency=0.031, processing=0.0185, dropped=2**40)
+    sent = TrackArray(tracks=[track], latency=0.031, processing=0.0185, in_node=0.02)
+    sent.dropped = 2**40
     sent.header.frame_id = "camera"
 
     received = deserialize_message(serialize_message(sent), TrackArray)
 
     assert (received.header, received.latency) == (sent.header, sent.latency)
-    assert (received.processing, received.dropped) == (sent.processing, sent.dropped)
+    assert (received.processing, received.in_node) == (sent.processing, sent.in_node)
+    assert received.dropped == sent.dropped
     (got,) = received.tracks
     assert (got.id, got.state, got.score, got.bbox) == ("car", 3, 0.125, track.bbox)
     assert list(got.covariance) == covariance

@@ -100,6 +100,9 @@ def test_config_cannot_be_changed(tmp_path: Path) -> None:
         ("model: vil_huge", ("model", "'vil_huge'", "vil_nano")),
         ("1: 2", ("1",)),
         ("teacher: {kind: fear_xs, folder: a, block: 4}", ("teacher.block = 4", "0 to 3")),
+        ("trunk_lr: 0.1", ("vil_tiny has no trunk", "trunk_lr")),
+        ("freeze_trunk: 2", ("vil_tiny has no trunk", "freeze_trunk")),
+        ("freeze_trunk: 14", ("freeze_trunk = 14", "at most 13")),
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from vil_tracker_core.model.mobile import TRUNK_LAYERS
 from vil_tracker_core.training.config import TrainConfig
 from vil_tracker_core.training.optimizer import Ema, learning_rate, parameter_groups
 from vil_tracker_core.training.student import Student
@@ -118,3 +119,27 @@ def test_frozen_parameters_are_in_no_group(make_config: MakeConfig) -> None:
     assert len(shared) == 3
     assert not moved & {id(p) for p in shared}
     assert len(moved) + 3 == len(list(student.parameters()))
+
+
+def test_a_trunk_learns_at_its_own_rate_and_decays_as_the_rest(make_config: MakeConfig) -> None:
+    config = make_config(model="vil_nano", trunk_lr=0.1, weight_decay=0.05)
+    student = Student(config)
+    trunk = {id(p) for p in student.tracker.backbone.embedding.stem.trunk.parameters()}
+    groups = parameter_groups(student, config)
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["lr_share"] == (0.1 if id(parameter) in trunk else 1.0)
+            assert group["weight_decay"] == (0.05 if parameter.dim() >= 2 else 0.0) or (
+                id(parameter) not in trunk
+            )
+    assert {group["lr_share"] for group in groups} == {0.1, 1.0}
+
+
+@pytest.mark.parametrize("layers", [0, 1, 7, TRUNK_LAYERS])
+def test_frozen_layers_of_a_trunk_are_the_first(make_config: MakeConfig, layers: int) -> None:
+    student = Student(make_config(model="vil_nano", freeze_trunk=layers))
+    stem = student.tracker.backbone.embedding.stem
+    assert len(stem.trunk) == TRUNK_LAYERS
+    for index, layer in enumerate(stem.trunk):
+        assert all(p.requires_grad == (index >= layers) for p in layer.parameters())
+    assert all(p.requires_grad for p in stem.project.parameters())

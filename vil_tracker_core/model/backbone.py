@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vil_tracker_core.model.block import Block, CellState, Norm
+from vil_tracker_core.model.mobile import MEAN, STD, MobileStem
 from vil_tracker_core.model.presets import ModelConfig
-
-# ImageNet's channel statistics, RGB, 0..255
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 
 
 class Templates(NamedTuple):
@@ -51,6 +48,8 @@ class Embedding(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         if config.stem == "patch":
             self.stem: nn.Module = nn.Conv2d(3, dim, config.patch, stride=config.patch)
+        elif config.stem == "mobile":
+            self.stem = MobileStem(dim)
         else:
             widths = (3, *config.stem_channels, dim)
             layers: list[nn.Module] = []

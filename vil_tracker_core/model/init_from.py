@@ -1,6 +1,7 @@
-"""Starts a net from published ViL weights (Vision-LSTM, arXiv 2406.04303), and the way back.
+"""Starts a net from published weights: ViL's (Vision-LSTM, arXiv 2406.04303), and the way back; and
+EfficientNet-Lite0's, of which a mobile stem takes the trunk (see mobile.py).
 
-The published net of version 1 is made of our block without layer scale and MLP: even blocks scan
+ViL's published net of version 1 is made of our block without layer scale and MLP: even blocks scan
 from the top left, odd ones from the bottom right. Three things are stored in another form:
 
 - a norm's weight as its distance from 1;
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vil_tracker_core.model.mobile import published_names, trunk_from_published
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
 
@@ -114,7 +116,7 @@ class Report:
 
 
 def _any_block(name: str) -> str:
-    return re.sub(r"blocks\.\d+\.", "blocks.N.", name)
+    return re.sub(r"(blocks|trunk)\.\d+\.", r"\1.N.", name)
 
 
 def _part(name: str) -> str:
@@ -179,6 +181,8 @@ def from_published(
     Raises:
         CheckpointError: where no block fits, or a tensor has another shape than ours.
     """
+    if "_conv_stem.weight" in tensors:
+        return _from_lite0(tensors, model)
     config = model.config
     names = key_map(config)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -210,6 +214,37 @@ def from_published(
             f"no block of a published ViL is among its {len(tensors)} tensors {sorted(tensors)[:3]}"
         )
     fresh = tuple(ours for ours in state if ours not in filled)
+    return state, Report(taken, left, fresh)
+
+
+def _from_lite0(
+    tensors: Mapping[str, Tensor], model: ViLTracker
+) -> tuple[dict[str, Tensor], Report]:
+    """`from_published` for an EfficientNet-Lite0, of which a mobile stem takes the trunk."""
+    config, prefix = model.config, "backbone.embedding.stem.trunk."
+    if config.stem != "mobile":
+        raise CheckpointError(
+            f"an EfficientNet-Lite0 starts a stem 'mobile', that of {config.name} is "
+            f"{config.stem!r}: choose another preset"
+        )
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    try:
+        trunk = trunk_from_published(tensors)
+    except KeyError as error:
+        raise CheckpointError(f"{error.args[0]} is missing") from None
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    for name, tensor in trunk.items():
+        if tensor.shape != state[prefix + name].shape:
+            raise _misfit(name, tensor, config, str(tuple(state[prefix + name].shape)))
+        state[prefix + name] = tensor.to(state[prefix + name].dtype)
+    taken: dict[str, tuple[str, ...]] = {}
+    for ours, (conv, norm) in published_names().items():
+        taken[f"{conv}.weight"] = (f"{prefix}{ours}.weight",)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            taken[f"{norm}.{part}"] = (f"{prefix}{ours}.weight", f"{prefix}{ours}.bias")
+    left = {name: "beyond stride 16" for name in tensors if name not in taken}
+    fresh = tuple(name for name in state if not name.startswith(prefix))
     return state, Report(taken, left, fresh)
 
 

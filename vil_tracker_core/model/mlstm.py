@@ -184,15 +184,15 @@ def mlstm_chunkwise(
     m = entries.amax(dim=-1).detach()
     share = torch.exp(entries - m[..., None]).masked_fill(unseen, 0.0)
     C, n = by_chunk(wrote.C).flatten(3), by_chunk(wrote.n)  # (B, H, count, D * D or D)
-    C, n = share[..., 1:] @ C, share[..., 1:] @ n
-    if state is not None:
-        C = C + share[..., :1] * state.C.flatten(2)[:, :, None]
-        n = n + share[..., :1] * state.n[:, :, None]
-    C, m = C.unflatten(-1, (dim, dim)), m + total
+    if state is None:
+        share = share[..., 1:]
+    else:
+        C = torch.cat([state.C.flatten(2)[:, :, None], C], dim=2)
+        n = torch.cat([state.n[:, :, None], n], dim=2)
+    C, n, m = (share @ C).unflatten(-1, (dim, dim)), share @ n, m + total
 
-    def before(part: Tensor) -> Tensor:
-        return part[:, :, :-1].flatten(1, 2)
-
-    h = _read(q, k, v, decay, source, MlstmState(before(C), before(n), before(m)))
+    # split, and not two slices: their gradients are joined by one copy
+    before, after = zip(*(part.split([count, 1], dim=2) for part in (C, n, m)), strict=True)
+    h = _read(q, k, v, decay, source, MlstmState(*(part.flatten(1, 2) for part in before)))
     h = by_chunk(h).flatten(2, 3)[:, :, :length]
-    return h, MlstmState(C[:, :, -1], n[:, :, -1], m[:, :, -1])
+    return h, MlstmState(*(part[:, :, 0] for part in after))

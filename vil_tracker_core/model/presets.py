@@ -22,7 +22,8 @@ class ModelConfig:
     template_factor: float = 2.0  # template crop's side over sqrt(w * h) of the box
     search_factor: float = 4.0  # search crop's side over sqrt(w * h) of the box
     patch: int = 16  # px of a token's side; the stride of every stem
-    stem: Literal["patch", "conv"] = "patch"  # one 16x16 convolution, or four of stride 2
+    stem: Literal["patch", "conv", "mobile"] = "patch"  # one 16x16 convolution; four of stride 2;
+    # EfficientNet-Lite0's trunk, see mobile.py
     stem_channels: tuple[int, ...] = ()  # channels of the conv stem's first three layers
 
     # backbone
@@ -71,8 +72,8 @@ class ModelConfig:
             raise ValueError("2 * dim must be a multiple of heads * qkv_block")
         if self.stem == "conv" and len(self.stem_channels) != 3:
             raise ValueError("stem 'conv' needs three stem_channels")
-        if self.stem == "conv" and self.patch != 16:
-            raise ValueError("stem 'conv' has a stride of 16: it needs patch 16")
+        if self.stem != "patch" and self.patch != 16:
+            raise ValueError(f"stem {self.stem!r} has a stride of 16: it needs patch 16")
         for name in ("drop_path", "film_keep"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
@@ -128,14 +129,13 @@ PRESETS = {
             name="vil_nano",
             template_size=112,
             search_size=224,
-            stem="conv",
-            stem_channels=(32, 64, 128),
+            stem="mobile",
             dim=192,
-            depth=6,
+            depth=4,
             tmoe_blocks=0,
             scan="regional",
             chunk=49,
-            film_every=3,
+            film_every=2,
             film_hidden=48,
             head_channels=64,
             uncertainty_channels=32,

@@ -20,6 +20,7 @@ from pydantic import (
 
 from vil_tracker_core.data.readers import LAYOUTS, coco
 from vil_tracker_core.data.sequence import DataError
+from vil_tracker_core.model.mobile import TRUNK_LAYERS
 from vil_tracker_core.model.presets import ModelConfig, preset
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -135,6 +136,7 @@ class TrainConfig(_Strict):
     frames: Count = Field(1, description="search frames a clip")
     accumulate: Count = Field(1, description="micro-batches a step")
     lr: Positive = 1e-3
+    trunk_lr: Positive = Field(1.0, description="of a mobile stem's trunk, as a share of lr")
     warmup: Steps = 300
     weight_decay: NotNegative = 0.05
     film_weight_decay: NotNegative = 0.01
@@ -147,6 +149,9 @@ class TrainConfig(_Strict):
     difficulty_from: Share = Field(0.2, description="difficulty at the start")
     difficulty_steps: Steps = Field(0, description="until the difficulty is 1")
     film_from: Steps = Field(0, description="before this step, FiLM is off")
+    freeze_trunk: Annotated[int, Field(ge=0, le=TRUNK_LAYERS)] = Field(
+        0, description=f"layers of a mobile stem's trunk, from the image on; {TRUNK_LAYERS} are all"
+    )
     freeze_shared_experts: bool = Field(False, description="of the TMoE blocks")
 
     seed: int = 0
@@ -164,13 +169,15 @@ class TrainConfig(_Strict):
     @model_validator(mode="after")
     def _fits_the_model(self) -> TrainConfig:
         try:
-            depth = preset(self.model).depth
+            model = preset(self.model)
         except ValueError as error:
             raise ValueError(f"model = {self.model!r}: {error}") from None
-        if self.teacher and self.teacher.block >= depth:
+        if model.stem != "mobile" and (self.trunk_lr, self.freeze_trunk) != (1, 0):
+            raise ValueError(f"{self.model} has no trunk: leave out trunk_lr and freeze_trunk")
+        if self.teacher and self.teacher.block >= model.depth:
             raise ValueError(
                 f"teacher.block = {self.teacher.block}: {self.model} has the blocks "
-                f"0 to {depth - 1}"
+                f"0 to {model.depth - 1}"
             )
         return self
 

@@ -157,7 +157,7 @@ class Run:
     def course(self, stage: Stage) -> dict[str, float]:
         """What steers the run, for the journal."""
         course = {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": learning_rate(self.config, self.at.step - 1),
             "difficulty": stage.level,
             "film": float(stage.film),
         }
@@ -184,7 +184,7 @@ def _steps(run: Run, journal: Journal | None, stop: _Stop) -> None:
     while at.step < config.steps and not any_process(stop.asked, run.accelerator.device):
         stage = stage_at(config, at.step)
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(config, at.step)
+            group["lr"] = group["lr_share"] * learning_rate(config, at.step)
         began, waited = time.monotonic(), 0.0
         sums: dict[str, float] = {}
         for micro in range(config.accumulate):

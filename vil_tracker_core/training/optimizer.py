@@ -13,15 +13,20 @@ from vil_tracker_core.training.config import TrainConfig
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """AdamW's groups: matrices decay, FiLM's at their own rate; biases, norms, gains never do.
-    Frozen parameters are in none, so that nothing moves them."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    Frozen parameters are in none, so that nothing moves them. A group's `lr_share` is its part of
+    the learning rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         matrix = parameter.dim() >= 2 and "position" not in name
         decay = config.film_weight_decay if ".film." in name else config.weight_decay
-        groups.setdefault(decay if matrix else 0.0, []).append(parameter)
-    return [{"params": params, "weight_decay": decay} for decay, params in groups.items()]
+        share = config.trunk_lr if ".stem.trunk." in name else 1.0
+        groups.setdefault((decay if matrix else 0.0, share), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "lr_share": share}
+        for (decay, share), params in groups.items()
+    ]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

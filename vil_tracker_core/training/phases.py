@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from vil_tracker_core.model.block import TMoE
+from vil_tracker_core.model.mobile import MobileTrunk
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.training.config import TrainConfig
 from vil_tracker_core.training.curriculum import difficulty
@@ -36,6 +37,14 @@ def freeze_shared_experts(tracker: nn.Module) -> None:
     for module in tracker.modules():
         if isinstance(module, TMoE):
             module.shared.requires_grad_(False)
+
+
+def freeze_trunk(tracker: nn.Module, layers: int) -> None:
+    """Takes the first layers of a mobile stem's trunk out of the training."""
+    for module in tracker.modules():
+        if isinstance(module, MobileTrunk):
+            for layer in list(module)[:layers]:
+                layer.requires_grad_(False)
 
 
 def hold_film(tracker: ViLTracker) -> None:

@@ -26,7 +26,7 @@ from vil_tracker_core.training.losses import (
     tracking_losses,
     weighted_mean,
 )
-from vil_tracker_core.training.phases import Stage, freeze_shared_experts
+from vil_tracker_core.training.phases import Stage, freeze_shared_experts, freeze_trunk
 from vil_tracker_core.training.teachers import KINDS
 
 Losses = dict[str, Tensor]
@@ -50,6 +50,7 @@ class Student(nn.Module):
         self.tracker.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.freeze_shared_experts:
             freeze_shared_experts(self.tracker)
+        freeze_trunk(self.tracker, config.freeze_trunk)
 
         self.distillation: FeatureDistillation | None = None
         if config.teacher and config.teacher.feature_weight:
