@@ -104,5 +104,5 @@ def test_the_shipped_net_agrees_with_pytorch_at_720p(
     frames, box = clip
     apart = agreement(TorchNetwork(loaded), opened(), frames, box)
     assert apart.box < (BFLOAT16 if "bf16" in kind else 0.01)
-    assert apart.score < (0.01 if "bf16" in kind else 1e-3)
+    assert apart.score < (0.03 if "bf16" in kind else 1e-3)
     assert apart.sigma < (0.05 if "bf16" in kind else 1e-3)
