@@ -172,7 +172,7 @@ def from_published(
     """The net's tensors with what a published checkpoint holds put in their place.
 
     Args:
-        tensors: the checkpoint's, in any of the three spellings.
+        tensors: the checkpoint's: of a ViL in any of the three spellings, or of EfficientNet-Lite0.
         model: gives the names, the shapes and the values of what is not taken; it is not changed.
 
     Returns:
@@ -243,7 +243,11 @@ def _from_lite0(
         taken[f"{conv}.weight"] = (f"{prefix}{ours}.weight",)
         for part in ("weight", "bias", "running_mean", "running_var"):
             taken[f"{norm}.{part}"] = (f"{prefix}{ours}.weight", f"{prefix}{ours}.bias")
-    left = {name: "beyond stride 16" for name in tensors if name not in taken}
+    left = {
+        name: "a counter" if name.endswith(".num_batches_tracked") else "beyond stride 16"
+        for name in tensors
+        if name not in taken
+    }
     fresh = tuple(name for name in state if not name.startswith(prefix))
     return state, Report(taken, left, fresh)
 
