@@ -19,7 +19,7 @@ from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork
 from vil_tracker_core.tracking.network import Network, TorchNetwork
 
 CLIP = Path(__file__).parents[2] / "clips" / "real"
-BFLOAT16 = 1.0  # px of a 720p frame
+BFLOAT16 = 1.5  # px of a 720p frame
 
 
 @pytest.fixture(scope="module")
