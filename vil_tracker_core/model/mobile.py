@@ -72,7 +72,7 @@ def published_names() -> dict[str, tuple[str, str]]:
     """Our name of a trunk's convolution -> the published names of it and of its batch norm."""
     names = {"0": ("_conv_stem", "_bn0")}
     parts = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
-    for index in range(sum(blocks for _, _, blocks, _, _ in STAGES)):
+    for index in range(TRUNK_LAYERS - 2):
         for part, norm in parts.items():
             if part != "expand" or index:  # the first block does not widen
                 published = f"_blocks.{index}."
