@@ -33,7 +33,7 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 def test_help_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("info", "init-from", "train", "flight", "demo", "bag"):
+    for command in ("info", "init-from", "train", "annotate", "flight", "demo", "bag"):
         assert command in done.stdout
 
 
@@ -142,6 +142,14 @@ def test_flight_to_bag_and_back(tmp_path: Path) -> None:
         (("init-from", "nothing", "out"), "nothing does not exist"),
         (("init-from", "nothing", "out", "--preset", "vil_xl"), "no preset 'vil_xl'"),
         (("train", "nothing.yaml"), "nothing.yaml does not exist"),
+        (
+            ("annotate", ".", "out", "--teacher", "nowhere"),
+            "nowhere/fear_xs_template.onnx is missing",
+        ),
+        (
+            ("annotate", ".", "out", "--teacher", ".", "--kind", "owl"),
+            "choose one of fear_xs, nano",
+        ),
         (("bag", "info", "nothing"), "nothing"),
         (("bag", "make", "nothing", "out"), "nothing has no folder img/"),
     ],

@@ -218,6 +218,39 @@ def train(
     typer.echo(f"weights: {run(loaded, folder, resume)}")
 
 
+@app.command()
+def annotate(
+    videos: Annotated[
+        Path, typer.Argument(help="Folder of videos, each a folder with img/; no truth is needed.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of sequences to make.")],
+    teacher: Annotated[Path, typer.Option(help="Folder of the teacher's .onnx files.")],
+    kind: Annotated[str, typer.Option(help="fear_xs or nanotrack.")] = "fear_xs",
+    tracks: Annotated[int, typer.Option(min=1, help="Of a video, at most.")] = 8,
+    without: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="a,b,c: videos to leave alone, such as those held out."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the places where tracks begin.")] = 0,
+) -> None:
+    """Let a teacher track things in videos without truth: sequences to train on.
+
+    A track is kept where the teacher's ways forwards and backwards agree. The sequences link to
+    the videos' own frames.
+    """
+    from vil_tracker_core.training.annotate import CROPS, AnnotateConfig
+    from vil_tracker_core.training.annotate import annotate as run
+    from vil_tracker_core.training.teachers import KINDS
+
+    if kind not in KINDS:
+        raise ValueError(f"--kind {kind}: choose one of {', '.join(KINDS)}")
+    config = AnnotateConfig(tracks=tracks)
+    ends = run(videos, out, KINDS[kind](teacher, CROPS), config, seed, _names(without))
+    for reason, count in ends.most_common():
+        typer.echo(f"{count:5d} {reason}")
+    typer.echo(f"{ends['kept']} sequences in {out}")
+
+
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",

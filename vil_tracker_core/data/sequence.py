@@ -148,6 +148,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def frame_paths(folder: Path) -> list[Path]:
+    """The frames of a sequence's folder, in order; raises DataError where it has no img/."""
+    images = Path(folder) / "img"
+    if not images.is_dir():
+        raise DataError(f"{folder} has no folder img/ with the frames")
+    return sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def read_folder(folder: Path, fps: float | None = None) -> Sequence:
     """A sequence kept as ``img/*.jpg``, ``groundtruth_rect.txt`` and, optionally, ``meta.json``.
 
@@ -159,15 +167,12 @@ def read_folder(folder: Path, fps: float | None = None) -> Sequence:
         DataError: a part is missing, or frames and truth differ in number.
     """
     folder = Path(folder)
-    images = folder / "img"
-    if not images.is_dir():
-        raise DataError(f"{folder} has no folder img/ with the frames")
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = frame_paths(folder)
     truth = folder / TRUTH_FILE
     boxes = parse_boxes(read_text(truth), str(truth))
     if len(boxes) != len(paths):
         raise DataError(
-            f"{truth} has {len(boxes)} boxes for {len(paths)} frames in {images}: "
+            f"{truth} has {len(boxes)} boxes for {len(paths)} frames in {folder / 'img'}: "
             "one line a frame is needed (nan,nan,nan,nan where the target is absent)"
         )
     meta = _read_meta(folder / "meta.json")
