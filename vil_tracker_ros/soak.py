@@ -45,6 +45,8 @@ TARGET = 64
 START_TIMEOUT = 120.0
 CALL_PERIOD = 1.0
 """Seconds between two calls of a service."""
+SETTLING_NS = 1_000_000_000
+"""After a second track's end, until frames count as those of one track alone."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -55,7 +57,11 @@ class SoakError(RuntimeError):
 
 @dataclass
 class Report:
-    """What came of a run. Times in ms, memory in MB (resident, the node's)."""
+    """What came of a run. Times in ms, memory in MB (resident, the node's).
+
+    ``latency`` is of all frames, ``alone`` of those with one track before which there was none with
+    two for a second.
+    """
 
     seconds: float
     rate: float
@@ -68,6 +74,8 @@ class Report:
     latency_p50: float
     latency_p99: float
     latency_max: float
+    alone_p50: float
+    alone_p99: float
     processing_p50: float
     added_p50: float
     added_p99: float
@@ -85,6 +93,7 @@ class Report:
             f"{self.sent} frames in {self.seconds:.0f} s: {self.answered} answered, "
             f"{self.dropped} dropped, {self.failed} failed, {self.unaccounted} unaccounted for\n"
             f"stamp to detection: {self.latency_p50:.1f} ms median, {self.latency_p99:.1f} ms p99; "
+            f"with one track alone {self.alone_p50:.1f} and {self.alone_p99:.1f} ms\n"
             f"work {self.processing_p50:.1f} ms median, from arrival in the node to detection "
             f"{self.added_p50:.1f} ms median and {self.added_p99:.1f} ms p99 beyond it\n"
             f"calls: {self.call_p50:.1f} ms median, {self.call_max:.1f} ms at most\n"
@@ -251,6 +260,18 @@ def fly(flight: Flight, pid: int, seconds: float) -> Report:
     return _account(flight, usages, taken, base, dropped_before)
 
 
+def _alone(stamps: list[int], tracks: list[int]) -> list[int]:
+    """The frames, by number, with one track at most, and none with more in the second before."""
+    busy = -SETTLING_NS
+    found = []
+    for number, (stamp, count) in enumerate(zip(stamps, tracks, strict=True)):
+        if count > 1:
+            busy = stamp
+        elif stamp - busy >= SETTLING_NS:
+            found.append(number)
+    return found
+
+
 def _account(
     flight: Flight, usages: list[Usage], taken: float, base: int, dropped_before: int
 ) -> Report:
@@ -260,6 +281,9 @@ def _account(
         raise SoakError("the node answered no frame, or no call")
     dropped = flight.dropped - dropped_before
     latency = np.array([flight.arrivals[stamp] for stamp in answered]) * 1e3
+    alone = latency[_alone(answered, [len(flight.answers[stamp].tracks) for stamp in answered])]
+    if not len(alone):
+        raise SoakError(f"{taken:.0f} s are too short to see one track alone: take 4 at least")
     processing = np.array([flight.answers[stamp].processing for stamp in answered]) * 1e3
     added = np.array([flight.answers[stamp].in_node for stamp in answered]) * 1e3 - processing
     calls = np.array(flight.calls) * 1e3
@@ -277,6 +301,8 @@ def _account(
         latency_p50=float(np.median(latency)),
         latency_p99=float(np.percentile(latency, 99)),
         latency_max=float(latency.max()),
+        alone_p50=float(np.median(alone)),
+        alone_p99=float(np.percentile(alone, 99)),
         processing_p50=float(np.median(processing)),
         added_p50=float(np.median(added)),
         added_p99=float(np.percentile(added, 99)),

@@ -23,6 +23,13 @@ def test_the_scene_goes_round() -> None:
     assert np.abs(steps).max() < 10
 
 
+def test_frames_of_one_track_alone() -> None:
+    """One that follows frames with two within a second does not count."""
+    stamps = [10**18 + 250 * 10**6 * number for number in range(14)]
+    tracks = [1, 1, 2, 2, 1, 1, 1, 1, 0, 1, 2, 1, 1, 1]
+    assert soak._alone(stamps, tracks) == [0, 1, 7, 8, 9]
+
+
 def test_thirty_seconds(domain: int, tiny: str, tmp_path: Path) -> None:
     arguments = ["--seconds", str(SECONDS), "--size", "640x480", "--out", str(tmp_path)]
     # few frames are held, so that their number, which hangs on the machine's speed, is no growth
@@ -33,6 +40,7 @@ def test_thirty_seconds(domain: int, tiny: str, tmp_path: Path) -> None:
     assert report["unaccounted"] == report["failed"] == 0
     assert report["answered"] + report["dropped"] == report["sent"]
     assert report["answered"] > 0
+    assert 0 < report["alone_p50"] <= report["alone_p99"] <= report["latency_max"]
     assert report["memory_end"] - report["memory_start"] < 20
     assert report["threads_end"] <= report["threads_start"]
 
