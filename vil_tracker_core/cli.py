@@ -363,7 +363,7 @@ def _evaluate(
         raise typer.Exit(1)
 
 
-BENCH_BACKENDS, BENCH_PRECISIONS = ["auto"], ["float32"]
+BENCH_BACKENDS, BENCH_PRECISIONS = ["auto"], ["auto"]
 BENCH_THREADS, BENCH_TRACKS = [1, 2], [1]
 
 
@@ -377,7 +377,7 @@ def bench(
         list[str], typer.Option(help="auto, openvino, onnxruntime or torch; repeatable.")
     ] = BENCH_BACKENDS,
     precision: Annotated[
-        list[str], typer.Option(help="float32 or bfloat16; repeatable.")
+        list[str], typer.Option(help="auto, float32 or bfloat16; repeatable.")
     ] = BENCH_PRECISIONS,
     threads: Annotated[
         list[int], typer.Option(min=1, help="CPU threads; repeatable.")

@@ -83,8 +83,8 @@ TABLE = (
     ),
     Parameter(
         "precision",
-        "float32",
-        "Of the network's arithmetic; bfloat16 is faster where the CPU has it, and less exact.",
+        "auto",
+        "Of the network's products; auto takes bfloat16 where the CPU has it, which is faster.",
         "unconfigured",
         choices=PRECISIONS,
     ),

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vil_tracker_core.model.mobile import (
+    FINE_LAYERS,
     MEAN,
     STD,
+    TRUNK_LAYERS,
     InvertedResidual,
     MobileStem,
     MobileTrunk,
@@ -121,3 +123,15 @@ def test_a_block_is_added_to_its_input_where_shapes_agree(
 
 def test_a_stem_gives_a_token_a_patch_of_16_px() -> None:
     assert MobileStem(24)(torch.randn(2, 3, 112, 112)).shape == (2, 24, 7, 7)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_only_in_use_the_fine_layers_are_exact_under_autocast(training: bool) -> None:
+    trunk = MobileTrunk().train(training)
+    kinds: list[torch.dtype] = []
+    for layer in trunk:
+        layer.register_forward_hook(lambda _, given, made: kinds.append(made.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        trunk(torch.randn(1, 3, 32, 32))
+    fine = [torch.bfloat16 if training else torch.float32] * FINE_LAYERS
+    assert kinds == fine + [torch.bfloat16] * (TRUNK_LAYERS - FINE_LAYERS)

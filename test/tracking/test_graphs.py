@@ -12,13 +12,14 @@ import pytest
 from crops import crops_of, run
 
 from vil_tracker_core.geometry import Box, Image
+from vil_tracker_core.tracking import graphs
 from vil_tracker_core.tracking.graphs import (
     GraphNetwork,
     OnnxNetwork,
     OpenvinoNetwork,
     cache_folder,
 )
-from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
+from vil_tracker_core.tracking.network import Found, Network, TorchNetwork, open_network
 from vil_tracker_core.tracking.online import OnlineTracker, TrackerConfig
 from vil_tracker_core.weights import Weights, save
 
@@ -124,6 +125,33 @@ def test_bfloat16_stays_near_float32(make_weights: Make, frames: list[Image]) ->
     for answers in reduced:
         shifts = [np.abs(a.unit - b.unit).max() for a, b in zip(exact, answers, strict=True)]
         assert 0 < max(shifts) < 0.01
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_bfloat16_rounds_the_products_and_nothing_else(make_weights: Make) -> None:
+    network = OpenvinoNetwork(make_weights(**SHALLOW, stem="mobile"), precision="bfloat16")
+    request, _ = network._request("step", 1)
+    precisions: dict[str, set[str]] = {}
+    for op in request.get_compiled_model().get_runtime_model().get_ordered_ops():
+        about = op.get_rt_info()
+        kind = about["layerType"].get()
+        precisions.setdefault(kind, set()).add(about["runtimePrecision"].get())
+    for kind in ("MatMul", "FullyConnected"):
+        assert precisions[kind] == {"bf16"}
+    assert precisions["Convolution"] == {"f32", "bf16"}  # of the fine grids; of the others
+    assert precisions["Reduce"] == {"f32"}
+
+
+def test_bfloat16_is_taken_where_the_cpu_has_it(
+    make_weights: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = make_weights(**SHALLOW)
+    for has, wanted in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(graphs, "has_bfloat16", lambda has=has: has)
+        assert open_network(loaded).precision == wanted
+    assert open_network(loaded, precision="float32").precision == "float32"
+    assert open_network(loaded, backend="onnxruntime").precision == "float32"
+    assert open_network(loaded, backend="torch").precision == "float32"
 
 
 @RUNTIMES

@@ -195,7 +195,7 @@ class BenchConfig:
 
     models: tuple[str, ...] = ("vil_nano",)
     backends: tuple[str, ...] = ("auto",)
-    precisions: tuple[str, ...] = ("float32",)
+    precisions: tuple[str, ...] = ("auto",)
     threads: tuple[int, ...] = (1, 2)
     tracks: tuple[int, ...] = (1,)
     frames: int = 200

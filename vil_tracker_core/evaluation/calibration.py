@@ -245,7 +245,7 @@ def calibrate(
     """
     loaded = weights.load(source)
     fit_on, check_on = _splits(root, only, check)
-    network = open_network(loaded, threads=threads)
+    network = open_network(loaded, threads=threads, precision="float32")
     runs = _follow_all(network, fit_on, "fit, old scale")
     scale = fit_scale(np.concatenate([run.counted for run in runs]))
     fitted = _with_scale(loaded, scale, runs)
@@ -255,7 +255,7 @@ def calibrate(
     if check_on:
         runs = _follow_all(network, check_on, "check, old scale")
         found += regions(runs, old, "check", "old")
-    network = open_network(fitted, threads=threads)
+    network = open_network(fitted, threads=threads, precision="float32")
     runs = _follow_all(network, fit_on, "fit, new scale")
     found += regions(runs, scale, "fit", "new")
     if check_on:

@@ -24,7 +24,7 @@ from vil_tracker_core.model.heads import decode, hann_window
 from vil_tracker_core.model.tracker import Memory
 
 BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 Motion = tuple[float, float, float]
 
@@ -177,7 +177,7 @@ def open_network(
     backend: str = "auto",
     device: str = "cpu",
     threads: int = 1,
-    precision: str = "float32",
+    precision: str = "auto",
 ) -> Network:
     """The net of a weights file, of a shipped preset, or of tensors in memory.
 
@@ -186,8 +186,8 @@ def open_network(
         backend: one of `BACKENDS`; auto takes openvino on the CPU and PyTorch elsewhere.
         device: as PyTorch names it; only the torch backend runs elsewhere than on the cpu.
         threads: CPU threads.
-        precision: one of `PRECISIONS`. bfloat16 takes two thirds of the time where the CPU has it;
-            boxes are off by a pixel or so of a 720p frame, and by some where two cells score alike.
+        precision: one of `PRECISIONS`, of the matrix products; auto takes bfloat16 in OpenVINO on a
+            CPU that computes in it, and float32 elsewhere. See docs/speed.md for what it changes.
 
     Raises:
         weights.WeightsError: the file cannot be used.
@@ -199,18 +199,21 @@ def open_network(
         backend = "openvino" if device == "cpu" else "torch"
     if backend != "torch" and device != "cpu":
         raise ValueError(f"backend {backend} runs on the cpu, not on {device!r}")
-    if backend == "onnxruntime" and precision != "float32":
+    if backend == "onnxruntime" and precision == "bfloat16":
         raise ValueError(f"backend onnxruntime runs in float32, not in {precision}")
     if not isinstance(source, weights.Weights):
         source = weights.load(weights.find(str(source)))
     if backend == "torch":
         if device == "cpu":
             torch.set_num_threads(threads)
+        precision = "float32" if precision == "auto" else precision
         return TorchNetwork(source, device=device, precision=precision)
-    from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork
+    from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork, has_bfloat16
 
     if backend == "onnxruntime":
         return OnnxNetwork(source, threads=threads)
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16() else "float32"
     return OpenvinoNetwork(source, threads=threads, precision=precision)
 
 
