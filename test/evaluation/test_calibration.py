@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,21 +70,29 @@ def half_weights(tiny_weights: Path, tmp_path: Path) -> Path:
 @given(scale=st.lists(st.floats(0.05, 20), min_size=4, max_size=4), seed=st.integers(0, 99))
 def test_the_scale_of_normal_errors_is_found(scale: list[float], seed: int) -> None:
     ratios = np.random.default_rng(seed).normal(0, scale, (20_000, 4))
-    assert fit_scale(ratios) == pytest.approx(scale, rel=0.05)
+    assert fit_scale([ratios]) == pytest.approx(scale, rel=0.05)
 
 
 def test_a_few_wild_frames_do_not_set_the_scale() -> None:
     ratios = np.random.default_rng(0).normal(0, 2, (10_000, 4))
     ratios[::20] = 200.0
-    assert fit_scale(ratios) == pytest.approx([2] * 4, rel=0.15)
+    assert fit_scale([ratios]) == pytest.approx([2] * 4, rel=0.15)
     assert np.sqrt((ratios**2).mean()) > 40  # what maximum likelihood would say
+
+
+def test_a_sequence_counts_the_same_however_long_it_is() -> None:
+    """Variances average: 1 and 7 give 4, whatever the frames; too short a one is left out."""
+    rng = np.random.default_rng(0)
+    calm, wild = rng.normal(0, 1, (40_000, 4)), rng.normal(0, math.sqrt(7), (10_000, 4))
+    short = np.full((9, 4), 100.0)
+    assert fit_scale([calm, wild, short]) == pytest.approx([2] * 4, rel=0.05)
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(DataError, match=r"on 29 frames .* at least 30 are needed"):
-        fit_scale(np.ones((29, 4)))
+        fit_scale([np.ones((29, 4))])
     with pytest.raises(DataError, match="not four positive numbers"):
-        fit_scale(np.zeros((100, 4)))
+        fit_scale([np.zeros((100, 4))])
 
 
 # --- Coverage -------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ ONE_SIGMA = math.erf(1 / math.sqrt(2))
 """0.683, the share of a normal distribution's draws that lie within one standard deviation."""
 LEAST_FRAMES = 30
 """With fewer, the quantile of the errors is chance."""
+LEAST_OF_A_SEQUENCE = 10
+"""A sequence of fewer frames does not count."""
 
 Scale = tuple[float, float, float, float]
 
@@ -117,25 +119,34 @@ def follow(
     return Followed(sequence.name, truth, np.array(boxes), np.array(covariances), ratios)
 
 
-def fit_scale(ratios: FloatArray) -> Scale:
-    """The scale of each coordinate that puts 68.3 % of the errors within one sigma.
+def fit_scale(sequences: Many[FloatArray]) -> Scale:
+    """The scale of each coordinate for a sequence that is yet to come.
 
-    That is the share of a normal distribution, so a normal error gets its own standard deviation.
-    Maximum likelihood (the root mean square of the ratios) does so too, but errors have heavy
-    tails, and there a few frames with the box on half the target would set it for all others.
+    In each sequence it is the one that puts 68.3 % of the errors within one sigma. That is the
+    share of a normal distribution, so a normal error gets its own standard deviation. Maximum
+    likelihood (the root mean square of the ratios) does so too, but errors have heavy tails, and
+    there a few frames with the box on half the target would set it for all others.
+
+    Errors within a sequence are alike, those of two sequences are not: a new target brings a level
+    of its own. Its variance is, in expectation, the mean of the sequences' variances, so the scale
+    is the root mean square of theirs, however many frames each has.
 
     Args:
-        ratios: (M, 4) error over the claimed standard deviation, see `Followed.counted`.
+        sequences: for each, (M, 4) error over the claimed standard deviation, see
+            `Followed.counted`.
 
     Raises:
         DataError: too few frames, or a coordinate without an error that a scale could fit.
     """
-    if len(ratios) < LEAST_FRAMES:
+    enough = [ratios for ratios in sequences if len(ratios) >= LEAST_OF_A_SEQUENCE]
+    count = sum(map(len, enough))
+    if count < LEAST_FRAMES:
         raise DataError(
-            f"the scale cannot be fitted on {len(ratios)} frames in which the target is followed: "
-            f"at least {LEAST_FRAMES} are needed, so give more sequences or other weights"
+            f"the scale cannot be fitted on {count} frames in which the target is followed: at "
+            f"least {LEAST_FRAMES} are needed, so give more sequences or other weights"
         )
-    scale = [float(value) for value in np.quantile(np.abs(ratios), ONE_SIGMA, axis=0)]
+    each = [np.quantile(np.abs(ratios), ONE_SIGMA, axis=0) for ratios in enough]
+    scale = [float(value) for value in np.sqrt(np.mean(np.square(each), axis=0))]
     if not all(0 < value < math.inf for value in scale):
         raise DataError(
             f"the errors of (cx, cy, w, h) give the scale {scale}, which is not four positive "
@@ -247,7 +258,7 @@ def calibrate(
     fit_on, check_on = _splits(root, only, check)
     network = open_network(loaded, threads=threads, precision="float32")
     runs = _follow_all(network, fit_on, "fit, old scale")
-    scale = fit_scale(np.concatenate([run.counted for run in runs]))
+    scale = fit_scale([run.counted for run in runs])
     fitted = _with_scale(loaded, scale, runs)
 
     old = loaded.calibration.scale
@@ -304,7 +315,7 @@ def _with_scale(loaded: Weights, scale: Scale, runs: Many[Followed]) -> Weights:
     fitted_on = f"{total} frames of {len(frames)} sequences: {', '.join(frames)}"
     made = {
         "frames": frames,
-        "rule": f"{ONE_SIGMA:.1%} of the errors within one sigma",
+        "rule": f"{ONE_SIGMA:.1%} of a sequence's errors within one sigma, variances averaged",
         "scale_before": list(loaded.calibration.scale),
     }
     return replace(
