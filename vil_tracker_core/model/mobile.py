@@ -76,8 +76,9 @@ class MobileTrunk(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self)
-        if not self.training:
-            with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        if not self.training and torch.amp.is_autocast_available(device):  # it is not for "meta"
+            with torch.autocast(device, enabled=False):
                 for layer in layers[:FINE_LAYERS]:
                     x = layer(x)
             layers = layers[FINE_LAYERS:]
