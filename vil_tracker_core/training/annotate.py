@@ -99,8 +99,8 @@ def _rgb(crop: Crop, frame: Image) -> Image:
 
 
 def settle(teacher: Teacher, frame: Image, box: Box, config: AnnotateConfig) -> Box | None:
-    """The thing that the teacher sees where it is shown a box: its own answer, shown to it again
-    until two answers agree; None where they do not, or where the thing leaves the frame."""
+    """The thing that the teacher sees where it is shown a box: its answer, shown to it again
+    twice. None where the last two do not agree, or where the thing leaves the frame."""
     height, width = frame.shape[:2]
     same = 0.0
     for _ in range(3):
