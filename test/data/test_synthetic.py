@@ -201,7 +201,7 @@ def test_large_cutout_shrinks_and_keeps_its_shape() -> None:
 
 @pytest.mark.parametrize("hidden", [0, 255])
 def test_colour_under_transparent_pixels_never_shows(hidden: int) -> None:
-    """A grey object that is shrunk: colour times alpha is the object's grey times alpha."""
+    """Grey object that is shrunk: colour times alpha is the object's grey times alpha."""
     bgra = ellipse(333, 333, (128, 128, 128))
     bgra[bgra[..., 3] == 0, :3] = hidden
     cutout = cutout_of(bgra).bgra.astype(float)
@@ -413,6 +413,86 @@ def test_while_the_target_is_away_no_picture_of_it_is_shown(compose: Compose) ->
     assert returns > 1
 
 
+def test_a_passer_by_meets_the_target_after_the_first_frame(studio: Studio) -> None:
+    """In front of it or behind it; a picture of the target's own object, if in another colour."""
+    busy = replace(studio, crossing=1.0)
+    made: list[tuple[Mover, Mover]] = []
+
+    def noting(rng: Rng, target: Mover, frames: int) -> Mover:
+        passer = Studio._passer_by(busy, rng, target, frames)
+        made.append((target, passer))
+        return passer
+
+    busy._passer_by = noting  # type: ignore[method-assign]
+    hidden = 0
+    for seed in range(60):
+        video = busy.compose(np.random.default_rng(seed), 6)
+        if len(made) > seed - 20:
+            hidden += int(np.isnan(video.boxes).any())
+    assert len(made) > 45, "all but where the target leaves"
+    nearest = []
+    for target, passer in made:
+        assert passer.cutout.name == target.cutout.name
+        apart = [
+            np.hypot(*(passer.at + passer.velocity * t - target.at - target.velocity * t))
+            for t in np.linspace(0, 6, 61)
+        ]
+        assert apart[0] > 0.8 * target.extent
+        nearest.append(min(apart) / target.extent)
+    assert np.median(nearest) < 0.3
+    assert max(nearest) < 0.9
+    assert hidden > 0
+
+
+def plain_video(count: int, size: float = 60.0) -> Sequence:
+    """Grey frames; in the first, a stripe of red shows the target, which moves to the right."""
+    boxes = np.array([[150 + 4 * i, 120, size, size] for i in range(count)], dtype=np.float64)
+    frames = np.full((count, 320, 420, 3), 128, dtype=np.uint8)
+    frames[0, 120 : 120 + int(size), 150 : 150 + int(size)] = 0, 0, 200
+    return Sequence("plain", boxes, np.arange(count) / 30, lambda index: frames[index], "real")
+
+
+def test_an_object_passes_in_front_of_a_real_target(studio: Studio) -> None:
+    video, covered = plain_video(5), 0
+    for seed in range(40):
+        crossed = studio.cross(np.random.default_rng(seed), video)
+        assert (crossed.name, crossed.origin) == (video.name, video.origin)
+        shares = []
+        for index, (row, old) in enumerate(zip(crossed.boxes, video.boxes, strict=True)):
+            x, y, w, h = old.astype(int)
+            frame = crossed.load(index)
+            share = (frame != video.load(index))[y : y + h, x : x + w].any(axis=-1).mean()
+            shares.append(share)
+            if np.isnan(row).all():
+                assert share > 0.55
+                covered += 1
+            else:
+                np.testing.assert_array_equal(row, old)
+                assert share < 0.65
+        assert shares[0] < 0.35, "the template would show the other one"
+        assert max(shares) > 0
+    assert covered > 0
+    assert (video.load(1) == 128).all(), "the video's own frames are left as they are"
+
+
+def test_who_passes_a_masked_target_is_its_like(studio: Studio, tmp_path: Path) -> None:
+    folder = tmp_path / "walker"
+    for part in ("img", "mask"):
+        (folder / part).mkdir(parents=True)
+    frame, mask = folder / "img" / "1.png", folder / "mask" / "1.png"
+    cv2.imwrite(str(frame), np.full((160, 200, 3), (10, 240, 20), np.uint8))
+    disc = np.zeros((160, 200), np.uint8)
+    cv2.imwrite(str(mask), cv2.circle(disc, (90, 80), 30, 255, -1))
+    known = Studio(studio.cutouts, [(frame, mask)], studio.stills)
+    video = replace(plain_video(4), name="walker")
+    for seed in range(10):
+        crossed = known.cross(np.random.default_rng(seed), video)
+        shown = np.concatenate([crossed.load(index) for index in range(1, 4)])
+        painted = shown[(shown != 128).all(axis=-1)]
+        assert len(painted) > 200
+        assert (np.median(painted, axis=0) == [10, 240, 20]).all()
+
+
 def test_a_look_alike_has_the_targets_colour_and_its_own_shape() -> None:
     blue, grey = cutout_of(ellipse(60, 50, (200, 90, 40))), cutout_of(ellipse(90, 30, (90, 90, 90)))
     painted = synthetic._painted_like(grey, blue)
@@ -496,7 +576,7 @@ RED = (0, 0, 255)
 
 
 def red_photograph(width: int, height: int, box: Box) -> Image:
-    """A grey photograph with one red rectangle."""
+    """Grey photograph with one red rectangle."""
     image = np.full((height, width, 3), 110, dtype=np.uint8)
     x, y, w, h = (int(value) for value in box)
     image[y : y + h, x : x + w] = RED

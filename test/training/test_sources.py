@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from vil_tracker_core.data.clips import BoxedStills, Composites, StillPatches, Videos
+from vil_tracker_core.data.clips import BoxedStills, Composites, Crossed, StillPatches, Videos
 from vil_tracker_core.data.sequence import DataError
 from vil_tracker_core.training.config import TrainConfig
 from vil_tracker_core.training.sources import clip_dataset, clip_sources, difficulty_schedule
@@ -28,6 +28,15 @@ def test_every_kind_of_source_with_its_weight(make_config: MakeConfig) -> None:
         (0.15, StillPatches),
         (0.45, Composites),
     ]
+
+
+def test_crossed_videos_and_composites(make_config: MakeConfig) -> None:
+    sources = clip_sources(make_config({"crossing": 0.3}).data)
+    videos, composites = sources[0][1], sources[3][1]
+    assert isinstance(videos, Crossed)
+    assert isinstance(videos.source, Videos)
+    assert isinstance(composites, Composites)
+    assert (videos.share, composites.studio.crossing) == (0.3, 0.3)
 
 
 def test_sources_hold_what_the_folders_hold(make_config: MakeConfig) -> None:

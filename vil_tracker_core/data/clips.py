@@ -80,6 +80,19 @@ class Videos:
 
 
 @dataclass(frozen=True)
+class Crossed:
+    """Another source's videos; in a share of them a pasted object passes before the target."""
+
+    source: VideoSource
+    studio: Studio
+    share: float
+
+    def __call__(self, rng: Rng, frames: int, max_gap: int) -> Sequence:
+        video = self.source(rng, frames, max_gap)
+        return self.studio.cross(rng, video) if rng.random() < self.share else video
+
+
+@dataclass(frozen=True)
 class BoxedStills:
     """Photographs with boxes, panned and zoomed into videos."""
 
@@ -270,8 +283,8 @@ class ClipDataset(Dataset[Clip]):
             rng: draws the crops and their look.
             video: the frames and the truth.
             difficulty: how hard the clip is.
-            beside: cut the search crops where the target is not.
-            decoy: cut them from this video of another target, around it.
+            beside: cut the search crops where the target is not, from some frame on.
+            decoy: cut them from this video of another target, around it, from some frame on.
         """
         config = self.config
         first = Box(*video.boxes[0])
@@ -287,28 +300,33 @@ class ClipDataset(Dataset[Clip]):
         seen_look = Look.random(rng) if rng.random() < 0.3 else look
         searches, boxes, motions = [], [], []
         crop_before: Crop | None = None
-        shown = decoy or video
-        last = Box(*shown.boxes[0])
+        calm = rng.random() < 0.5
+        since = int(rng.integers(1, len(video)))
+        last = Box(*video.boxes[0])
         for index in range(1, len(video)):
+            gone = index >= since and (beside or decoy is not None)
+            shown = decoy if decoy is not None and gone else video
+            if shown is decoy and index == since:
+                last, crop_before = Box(*shown.boxes[0]), None
             frame = shown.load(index)
             box = Box(*shown.boxes[index])
             if math.isfinite(box.x):
                 last = box
-            shift = difficulty.shift * rng.uniform(-1, 1, size=2) ** (3 if index > 1 else 1)
+            shift = difficulty.shift * rng.uniform(-1, 1, size=2) ** (3 if calm or index > 1 else 1)
+            if calm and index > 1:
+                shift /= 4
             side = config.search_factor * math.sqrt(last.w * last.h)
             side *= math.exp(np.clip(rng.normal(0, difficulty.zoom), -1, 1))
-            if beside:
+            if beside and gone:
                 shift = self._away(rng, last, side, (frame.shape[1], frame.shape[0]))
             centre = np.array([last.cx, last.cy]) + shift * side
             crop = Crop.centred(float(centre[0]), float(centre[1]), side, config.search_size)
             image = seen_look.near(rng).apply(crop.cut(frame))
             searches.append(degrade(rng, image))
-            boxes.append(crop.to_unit(box))
+            boxes.append(crop.to_unit(box) if shown is video else np.full(4, np.nan))
             motions.append(crop_motion(crop_before or crop, crop))
             crop_before = crop
         unit = np.array(boxes)
-        if decoy is not None:
-            unit[:] = np.nan
         motion = np.array(motions)
         if mirrored:
             template = cv2.flip(template, 1).astype(np.uint8)

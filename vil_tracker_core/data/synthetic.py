@@ -91,6 +91,14 @@ def masked_cutout(frame: Image, mask: Image, name: str = "") -> Cutout | None:
     return make_cutout(np.dstack([frame[part], soft]).astype(np.uint8), name)
 
 
+def _oval(frame: Image, box: Box) -> Cutout | None:
+    """The cut-out of what an ellipse inside a box shows of a frame."""
+    mask = np.zeros(frame.shape[:2], dtype=np.uint8)
+    middle, axes = (round(box.cx), round(box.cy)), (round(box.w / 2), round(box.h / 2))
+    cv2.ellipse(mask, middle, axes, 0, 0, 360, 255, -1)
+    return masked_cutout(frame, mask)
+
+
 def read_masked(frame: Path, mask: Path) -> Cutout | None:
     """The cut-out of a sequence's masked object, named after the sequence."""
     name = frame.parent.parent.name
@@ -244,6 +252,17 @@ def _random_mover(
     )
 
 
+def _passing(rng: Rng, cutout: Cutout, extent: float, frames: int) -> Mover:
+    """A cut-out that passes the origin closely, after the first frame of ``frames``, in which it is
+    beside a target there of that extent."""
+    meeting, heading = rng.uniform(1, frames), rng.uniform(0, 2 * math.pi)
+    way = np.array([math.cos(heading), math.sin(heading)])
+    velocity = max(rng.uniform(0.25, 0.9), 0.9 / meeting) * extent * way
+    miss = rng.normal(0, 0.2) * extent * way[::-1] * [1, -1]
+    mover = _random_mover(rng, cutout, extent * math.exp(rng.normal(0, 0.12)), speed=0)
+    return replace(mover, at=miss - velocity * meeting, velocity=velocity)
+
+
 def _background(rng: Rng, still: Image, frames: int) -> list[Image]:
     """Views of a still under a camera that slowly pans, climbs, rolls and looks slantwise:
     (H, W, 3) canvases."""
@@ -296,11 +315,13 @@ class Studio:
         cutouts: files of PNGs with alpha.
         masked: pairs of (frame, mask) files whose masked object serves as a cut-out.
         stills: files of photographs for backgrounds, and for the texture of shapes.
+        crossing: share of the composed videos in which a look-alike crosses the target's way.
     """
 
     cutouts: list[Path]
     masked: list[tuple[Path, Path]]
     stills: list[Path]
+    crossing: float = 0.0
     _cutout: Callable[[Path], Cutout | None] = field(
         default=lru_cache(maxsize=1000)(read_cutout), repr=False
     )
@@ -348,6 +369,60 @@ class Studio:
         mover = _random_mover(rng, cutout, target.extent, speed=0.05 * target.extent)
         return replace(mover, at=target.at + aside * target.extent)
 
+    @cached_property
+    def _masked_of(self) -> dict[str, list[tuple[Path, Path]]]:
+        """A sequence's name -> its (frame, mask) files."""
+        found: dict[str, list[tuple[Path, Path]]] = {}
+        for frame, mask in self.masked:
+            found.setdefault(frame.parent.parent.name, []).append((frame, mask))
+        return found
+
+    def _twin(self, rng: Rng, name: str) -> Cutout | None:
+        """The masked object of the sequence ``name`` in one of its frames; None if it has none."""
+        pairs = self._masked_of.get(name)
+        return self._masked(*pairs[rng.integers(len(pairs))]) if pairs else None
+
+    def _passer_by(self, rng: Rng, target: Mover, frames: int) -> Mover:
+        """The target's like, or itself, in one case of three in another colour, that crosses its
+        way."""
+        cutout = self._twin(rng, target.cutout.name) or target.cutout
+        if rng.random() < 1 / 3:
+            cutout = _recoloured(rng, cutout)
+        passer = _passing(rng, cutout, target.extent, frames)
+        at, velocity = target.at + passer.at, target.velocity + passer.velocity
+        return replace(passer, at=at, velocity=velocity)
+
+    def cross(self, rng: Rng, video: Sequence) -> Sequence:
+        """A real video with an object pasted into it that passes in front of the target: its like
+        from another frame where there are masks, else an oval part of the target itself or any
+        object. A frame in which more than 60 % of the target's box is covered has no box."""
+        first = Box(*video.boxes[0])
+        cutout = self._twin(rng, video.name)
+        if cutout is None and rng.random() < 0.5:
+            cutout = _oval(video.load(0), first)
+        cutout = cutout or self.pick_cutout(rng, video.load(0))
+        extent = math.sqrt(first.w * first.h)
+        passer = _passing(rng, cutout, extent, len(video))
+        boxes = video.boxes.copy()
+        movers = []
+        box = first
+        for time, row in enumerate(video.boxes):
+            if np.isfinite(row).all():
+                box = Box(*row)
+            mover = replace(passer, at=passer.at + np.array([box.cx, box.cy]))
+            movers.append(mover)
+            window = (math.floor(box.x), math.floor(box.y), math.ceil(box.w), math.ceil(box.h))
+            meets = intersection_area(mover.box(time), box) > 0
+            if meets and (mover.layer(time, *window)[..., 3] > 127).mean() > 0.6:
+                boxes[time] = math.nan
+
+        def load(index: int) -> Image:
+            frame = video.load(index).copy()
+            movers[index].paint(frame, index)
+            return frame
+
+        return replace(video, boxes=boxes, load=load)
+
     def _occluder(self, rng: Rng, target: Mover, photograph: Image, frames: int) -> Mover:
         """An object that meets the target half-way; from a post to a bus that hides it whole."""
         size = target.extent * rng.uniform(0.5, 1.6)
@@ -370,19 +445,22 @@ class Studio:
         others, away = self._distractors(rng, target, still), _absence(rng, frames)
         if away:
             others.append(self._look_alike(rng, target, still))
-        occluder = self._occluder(rng, target, still, frames) if rng.random() < 0.2 else None
+        before = [self._occluder(rng, target, still, frames)] if rng.random() < 0.2 else []
+        if rng.random() < self.crossing and not away:
+            passer = self._passer_by(rng, target, frames)
+            (before if rng.random() < 0.5 else others).append(passer)
 
         images, boxes = [], []
         gain, drift = rng.uniform(0.7, 1.3), rng.normal(0, 0.02)
         for time, canvas in enumerate(_background(rng, still, frames)):
             there = time not in away
             behind = others if there else [o for o in others if o.cutout.name != cutout.name]
-            shown = [*behind, *([target] if there else []), *([occluder] if occluder else [])]
+            shown = [*behind, *([target] if there else []), *before]
             for mover in shown:
                 mover.paint(canvas, time, gain + drift * time)
             box = target.box(time)
             inside = intersection_area(box, Box(0, 0, *CANVAS)) / max(box.w * box.h, 1.0)
-            hidden = hidden_share(target, occluder, time) if occluder else 0.0
+            hidden = sum(hidden_share(target, occluder, time) for occluder in before)
             seen = there and inside >= 0.25 and hidden <= 0.8
             boxes.append(box if seen else (math.nan,) * 4)
             images.append(canvas)

@@ -9,6 +9,7 @@ from vil_tracker_core.data.clips import (
     BoxedStills,
     ClipDataset,
     Composites,
+    Crossed,
     Difficulty,
     StillPatches,
     Videos,
@@ -81,6 +82,9 @@ def clip_sources(data: DataConfig) -> Weighted:
         for pair in masked_frames(root)
         if pair[0].parent.parent.name not in data.hold_out
     ]
+    studio = Studio(cutouts, masked, stills, data.crossing)
+    if data.crossing > 0:
+        videos = [(weight, Crossed(source, studio, data.crossing)) for weight, source in videos]
     wanted: list[tuple[str, float, Weighted]] = [
         ("videos", data.video_weight, videos),
         ("boxed photographs", data.boxed_weight, boxed),
@@ -88,7 +92,7 @@ def clip_sources(data: DataConfig) -> Weighted:
         (
             "composites of stills",
             data.composite_weight,
-            [(1.0, Composites(Studio(cutouts, masked, stills)))] if stills else [],
+            [(1.0, Composites(studio))] if stills else [],
         ),
     ]
     sources: Weighted = []
