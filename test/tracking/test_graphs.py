@@ -12,6 +12,7 @@ import pytest
 from crops import crops_of, run
 
 from vil_tracker_core.geometry import Box, Image
+from vil_tracker_core.model.export import flatten
 from vil_tracker_core.tracking import graphs
 from vil_tracker_core.tracking.graphs import (
     GraphNetwork,
@@ -62,6 +63,25 @@ def test_a_graph_finds_the_same_as_pytorch(
         np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
         np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-2)
         assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_rows_of_a_batch_run_at_once_and_apart(
+    make_weights: Make, frames: list[Image], threads: int
+) -> None:
+    """Three tracks: in turn, on two streams of which one has a second row, and all at once."""
+    network = OpenvinoNetwork(make_weights(**SHALLOW), threads=threads)
+    templates, searches = crops_of(frames, 32)[:3], crops_of(frames, 64)[:3]
+    kept = [network.start([template]) for template in templates]
+    together, after = run(network, searches, kept)
+    assert len(network._compiled("step", min(threads, 3))) == min(threads, 3)
+    for row in range(3):
+        (alone,), (memory,) = run(network, searches[row : row + 1], kept[row : row + 1])
+        np.testing.assert_allclose(together[row].unit, alone.unit, atol=1e-6)
+        np.testing.assert_allclose(together[row].variance, alone.variance, rtol=1e-5)
+        assert together[row].score == pytest.approx(alone.score, abs=1e-6)
+        for ours, theirs in zip(flatten(after[row]), flatten(memory), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_the_joint_scan_runs_as_a_graph(make_weights: Make, frames: list[Image]) -> None:
@@ -130,7 +150,7 @@ def test_bfloat16_stays_near_float32(make_weights: Make, frames: list[Image]) ->
 @pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_rounds_the_products_and_nothing_else(make_weights: Make) -> None:
     network = OpenvinoNetwork(make_weights(**SHALLOW, stem="mobile"), precision="bfloat16")
-    request, _ = network._request("step", 1)
+    (request,) = network._compiled("step", 1)
     precisions: dict[str, set[str]] = {}
     for op in request.get_compiled_model().get_runtime_model().get_ordered_ops():
         about = op.get_rt_info()

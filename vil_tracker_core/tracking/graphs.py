@@ -242,8 +242,10 @@ def _reduce(graph: Any) -> None:
 class OpenvinoNetwork(GraphNetwork):
     """The graphs in OpenVINO: element-wise work fused, and bfloat16 where the CPU has it.
 
-    Graphs of a fixed batch are up to twice as fast as those of any batch, so the step is compiled
-    for each number of tracks when it first occurs, which takes about a second.
+    A batch is computed row by row, at once on as many of the threads as there are rows: threads
+    that each have a row of their own need not wait for one another after each small operation, as
+    they do where all share one. So the step is compiled again when a batch first occurs, which
+    takes about a second.
 
     Args:
         loaded: config, tensors and calibration.
@@ -263,11 +265,10 @@ class OpenvinoNetwork(GraphNetwork):
         precision: str = "float32",
     ) -> None:
         self.precision = precision
+        self._threads = threads
         self._properties = {
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",  # beside what `_reduce` has rounded
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # which cores are free is the system's to know
         }
         super().__init__(loaded, window_influence)
@@ -279,28 +280,40 @@ class OpenvinoNetwork(GraphNetwork):
             }
         except RuntimeError as error:
             raise GraphError(str(error)) from error
-        self._requests: dict[tuple[str, int], tuple[Any, list[str]]] = {}
+        self._requests: dict[tuple[str, int], list[Any]] = {}
         for name in graphs:
-            self._request(name, 1)
+            self._compiled(name, 1)
 
-    def _request(self, name: str, batch: int) -> tuple[Any, list[str]]:
-        """A graph compiled for a batch, and its inputs' names."""
-        if (name, batch) not in self._requests:
+    def _compiled(self, name: str, streams: int) -> list[Any]:
+        """A graph compiled for one row, and as many requests, which may run at once."""
+        if (name, streams) not in self._requests:
             graph = self._graphs_read[name].clone()
             shapes = {item.any_name: item.partial_shape for item in graph.inputs}
             for shape in shapes.values():
-                shape[0] = batch
+                shape[0] = 1
             graph.reshape(shapes)
             if self.precision == "bfloat16" and name == STEP:  # a start is seldom, and lasts
                 _reduce(graph)
-            compiled = openvino_core().compile_model(graph, "CPU", self._properties)
-            # a tensor may have the names of what it passes through besides its own
-            names = [next(n for n in item.names if "/" not in n) for item in compiled.inputs]
-            self._requests[name, batch] = compiled.create_infer_request(), names
-        return self._requests[name, batch]
+            properties = {**self._properties, "NUM_STREAMS": streams}
+            compiled = openvino_core().compile_model(graph, "CPU", properties)
+            self._requests[name, streams] = [
+                compiled.create_infer_request() for _ in range(streams)
+            ]
+        return self._requests[name, streams]
 
     def _run(self, name: str, feed: Feed) -> Arrays:
-        request, inputs = self._request(name, len(next(iter(feed.values()))))
-        request.infer({item: feed[item] for item in inputs}, share_inputs=True)
-        # the request's own memory is overwritten by its next run
-        return [tensor.data.copy() for tensor in request.output_tensors]
+        count = len(next(iter(feed.values())))
+        requests = self._compiled(name, min(count, self._threads))
+        # a tensor may have the names of what it passes through besides its own
+        inputs = [next(n for n in item.names if "/" not in n) for item in requests[0].model_inputs]
+        rows: list[Arrays] = []
+        for first in range(0, count, len(requests)):
+            together = requests[: count - first]
+            for row, request in enumerate(together, start=first):
+                given = {item: feed[item][row : row + 1] for item in inputs}
+                request.start_async(given, share_inputs=True)
+            for request in together:
+                request.wait()
+                # the request's own memory is overwritten by its next run
+                rows.append([tensor.data.copy() for tensor in request.output_tensors])
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
