@@ -130,11 +130,24 @@ def test_the_crop_itself_is_the_unit_square(crop: Crop) -> None:
     assert crop.to_unit(whole) == pytest.approx((0.5, 0.5, 1, 1))
 
 
+@pytest.mark.parametrize("times", [1, 2, 4, 8])
+def test_a_shrunk_crop_shows_the_mean_of_what_it_covers(times: int) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+    crop = Crop(20, 30, 64 * times, 64)
+    inner = frame[30 : 30 + crop.side, 20 : 20 + crop.side].astype(np.float64)
+    means = inner.reshape(64, times, 64, times, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(crop.cut(frame), means, atol=1.5)  # each halving rounds
+
+
 @given(box=boxes, factor=st.floats(1, 5))
 def test_a_crop_lies_around_its_box(box: Box, factor: float) -> None:
-    """To the pixel to which corner and side are rounded."""
+    """To the pixels to which corner and side are rounded."""
     crop = Crop.around(box, factor, 128)
-    assert crop.side == max(round(factor * max(box.w * box.h, 1.0) ** 0.5), 4)
+    wanted, whole = max(round(factor * max(box.w * box.h, 1.0) ** 0.5), 4), 1
+    while wanted >= 2 * whole * 128:
+        whole *= 2
+    assert wanted - whole < crop.side <= wanted
+    assert crop.side % whole == 0, "it cannot be halved as often as it should"
     assert abs(crop.x + crop.side / 2 - box.cx) <= 0.5 + 1e-9
     assert abs(crop.y + crop.side / 2 - box.cy) <= 0.5 + 1e-9
     assert crop.scale == 128 / crop.side
