@@ -74,7 +74,7 @@ def test_rows_of_a_batch_run_at_once_and_apart(
     templates, searches = crops_of(frames, 32)[:3], crops_of(frames, 64)[:3]
     kept = [network.start([template]) for template in templates]
     together, after = run(network, searches, kept)
-    assert len(network._compiled("step", min(threads, 3))) == min(threads, 3)
+    assert len(network._requests["step", min(threads, 3)]) == min(threads, 3)
     for row in range(3):
         (alone,), (memory,) = run(network, searches[row : row + 1], kept[row : row + 1])
         np.testing.assert_allclose(together[row].unit, alone.unit, atol=1e-6)

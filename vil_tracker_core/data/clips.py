@@ -214,8 +214,8 @@ class ClipDataset(Dataset[Clip]):
         count: how many clips there are.
         seed: of all randomness.
         difficulty: clip number -> how hard it is.
-        absent: share of clips whose search crops do not show the target: in a third of them they
-            are cut beside it, in the others from a video of another target.
+        absent: share of clips whose search crops, from some frame on, do not show the target: in a
+            third of them they are cut beside it, in the others from a video of another target.
         skipped: keeps the broken images' names.
     """
 

@@ -255,7 +255,7 @@ def _random_mover(
 def _passing(rng: Rng, cutout: Cutout, extent: float, frames: int) -> Mover:
     """A cut-out that passes the origin closely, after the first frame of ``frames``, in which it is
     beside a target there of that extent."""
-    meeting, heading = rng.uniform(1, frames), rng.uniform(0, 2 * math.pi)
+    meeting, heading = rng.uniform(1, max(frames - 1, 1)), rng.uniform(0, 2 * math.pi)
     way = np.array([math.cos(heading), math.sin(heading)])
     velocity = max(rng.uniform(0.25, 0.9), 0.9 / meeting) * extent * way
     miss = rng.normal(0, 0.2) * extent * way[::-1] * [1, -1]
@@ -395,28 +395,38 @@ class Studio:
     def cross(self, rng: Rng, video: Sequence) -> Sequence:
         """A real video with an object pasted into it that passes in front of the target: its like
         from another frame where there are masks, else an oval part of the target itself or any
-        object. A frame in which more than 60 % of the target's box is covered has no box."""
+        object.
+
+        Where it covers more than 60 % of the target's box, the frame has no box; but a picture of
+        the target is not shown there, nor in any frame without it, where it would be taken for it.
+        The first frame is left as it is.
+        """
         first = Box(*video.boxes[0])
         cutout = self._twin(rng, video.name)
         if cutout is None and rng.random() < 0.5:
             cutout = _oval(video.load(0), first)
+        alike = cutout is not None
         cutout = cutout or self.pick_cutout(rng, video.load(0))
-        extent = math.sqrt(first.w * first.h)
-        passer = _passing(rng, cutout, extent, len(video))
+        passer = _passing(rng, cutout, math.sqrt(first.w * first.h), len(video))
         boxes = video.boxes.copy()
-        movers = []
-        box = first
-        for time, row in enumerate(video.boxes):
-            if np.isfinite(row).all():
-                box = Box(*row)
+        movers: dict[int, Mover] = {}
+        for time, row in enumerate(video.boxes.tolist()):
+            if time == 0 or not math.isfinite(row[0]):
+                continue
+            box = Box(*row)
             mover = replace(passer, at=passer.at + np.array([box.cx, box.cy]))
-            movers.append(mover)
             window = (math.floor(box.x), math.floor(box.y), math.ceil(box.w), math.ceil(box.h))
             meets = intersection_area(mover.box(time), box) > 0
-            if meets and (mover.layer(time, *window)[..., 3] > 127).mean() > 0.6:
+            covers = meets and (mover.layer(time, *window)[..., 3] > 127).mean() > 0.6
+            if covers and alike:
+                continue
+            movers[time] = mover
+            if covers:
                 boxes[time] = math.nan
 
         def load(index: int) -> Image:
+            if index not in movers:
+                return video.load(index)
             frame = video.load(index).copy()
             movers[index].paint(frame, index)
             return frame
@@ -445,23 +455,27 @@ class Studio:
         others, away = self._distractors(rng, target, still), _absence(rng, frames)
         if away:
             others.append(self._look_alike(rng, target, still))
-        before = [self._occluder(rng, target, still, frames)] if rng.random() < 0.2 else []
-        if rng.random() < self.crossing and not away:
-            passer = self._passer_by(rng, target, frames)
-            (before if rng.random() < 0.5 else others).append(passer)
+        occluder = self._occluder(rng, target, still, frames) if rng.random() < 0.2 else None
+        passer = self._passer_by(rng, target, frames) if rng.random() < self.crossing else None
+        passes_before = rng.random() < 0.5
 
         images, boxes = [], []
         gain, drift = rng.uniform(0.7, 1.3), rng.normal(0, 0.02)
         for time, canvas in enumerate(_background(rng, still, frames)):
             there = time not in away
-            behind = others if there else [o for o in others if o.cutout.name != cutout.name]
-            shown = [*behind, *([target] if there else []), *before]
-            for mover in shown:
-                mover.paint(canvas, time, gain + drift * time)
             box = target.box(time)
             inside = intersection_area(box, Box(0, 0, *CANVAS)) / max(box.w * box.h, 1.0)
-            hidden = sum(hidden_share(target, occluder, time) for occluder in before)
+            hidden = hidden_share(target, occluder, time) if occluder else 0.0
             seen = there and inside >= 0.25 and hidden <= 0.8
+            shown = others if there else [o for o in others if o.cutout.name != cutout.name]
+            over = [occluder] if occluder else []
+            # a passer-by that hides the target would be taken for it, and so where there is none
+            if passer and seen and hidden + hidden_share(target, passer, time) <= 0.8:
+                over, shown = (
+                    ([passer, *over], shown) if passes_before else (over, [*shown, passer])
+                )
+            for mover in [*shown, *([target] if there else []), *over]:
+                mover.paint(canvas, time, gain + drift * time)
             boxes.append(box if seen else (math.nan,) * 4)
             images.append(canvas)
         return Sequence(

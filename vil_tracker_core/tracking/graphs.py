@@ -309,11 +309,13 @@ class OpenvinoNetwork(GraphNetwork):
         rows: list[Arrays] = []
         for first in range(0, count, len(requests)):
             together = requests[: count - first]
-            for row, request in enumerate(together, start=first):
-                given = {item: feed[item][row : row + 1] for item in inputs}
-                request.start_async(given, share_inputs=True)
-            for request in together:
-                request.wait()
-                # the request's own memory is overwritten by its next run
-                rows.append([tensor.data.copy() for tensor in request.output_tensors])
-        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+            try:
+                for row, request in enumerate(together, start=first):
+                    given = {item: feed[item][row : row + 1] for item in inputs}
+                    request.start_async(given, share_inputs=True)
+            finally:  # none may run on over inputs that are gone
+                for request in together:
+                    request.wait()
+            # the requests' own memory is overwritten by their next run
+            rows += [[tensor.data.copy() for tensor in r.output_tensors] for r in together]
+        return rows[0] if count == 1 else [np.concatenate(p) for p in zip(*rows, strict=True)]

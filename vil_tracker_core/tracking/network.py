@@ -69,6 +69,7 @@ class Network(ABC):
     backend: str
     precision: str = "float32"
     max_templates: int = 2  # how many `start` takes
+    torch_threads: int = 1  # of PyTorch's own, beside those of another runtime
 
     def __init__(self, loaded: weights.Weights, window_influence: float = 0.7) -> None:
         self.config = loaded.config
@@ -114,6 +115,8 @@ class Network(ABC):
             motions: see `geometry.crop_motion`.
             trusts: 0..1, how far the frame may change the temporal context.
         """
+        # PyTorch's threads, which wait by spinning, would hold up those of another runtime
+        torch.set_num_threads(self.torch_threads)
         # tracks with one and with two templates do not fit into one batch
         alike: dict[tuple[torch.Size, ...], list[int]] = {}
         for row, memory in enumerate(memories):
@@ -144,8 +147,10 @@ class TorchNetwork(Network):
         window_influence: float = 0.7,
         device: str = "cpu",
         precision: str = "float32",
+        threads: int = 1,
     ) -> None:
         super().__init__(loaded, window_influence)
+        self.torch_threads = threads
         self.device = torch.device(device)
         self.precision = precision
         self.model = loaded.build().to(self.device)
@@ -204,10 +209,8 @@ def open_network(
     if not isinstance(source, weights.Weights):
         source = weights.load(weights.find(str(source)))
     if backend == "torch":
-        if device == "cpu":
-            torch.set_num_threads(threads)
         precision = "float32" if precision == "auto" else precision
-        return TorchNetwork(source, device=device, precision=precision)
+        return TorchNetwork(source, device=device, precision=precision, threads=threads)
     from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork, has_bfloat16
 
     if backend == "onnxruntime":

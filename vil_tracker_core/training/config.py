@@ -78,7 +78,9 @@ class DataConfig(_Strict):
     boxed_weight: Annotated[float, Field(ge=0)] = 0.1
     patch_weight: Annotated[float, Field(ge=0)] = 0.15
     composite_weight: Annotated[float, Field(ge=0)] = 0.45
-    absent: Share = Field(0.08, description="of the clips, to show something else")
+    absent: Share = Field(
+        0.08, description="of the clips, to show something else from some frame on"
+    )
     crossing: Share = Field(
         0.0, description="of videos and composites: another object, mostly a like one, passes"
     )
