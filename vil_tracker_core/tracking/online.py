@@ -1,7 +1,7 @@
 """Following targets from frame to frame: prediction, search, gating, states.
 
 A `Track` is one target's state machine. It asks for one search crop a frame (`look`) and is told
-what the net found there (`learn`), so that many tracks share one pass of the net. `OnlineTracker`
+what the net found there (`learn`), so that many tracks share one call of the net. `OnlineTracker`
 runs one track, `MultiTracker` (multi.py) several.
 """
 
@@ -380,7 +380,7 @@ class OnlineTracker:
 def step_tracks(
     network: Network, tracks: list[Track], frame: Image, stamp: float
 ) -> list[TrackResult]:
-    """Moves all tracks to a frame by one pass of the net."""
+    """Moves all tracks to a frame by one call of the net."""
     _validate_stamp(stamp)
     if not tracks:
         return []
