@@ -102,7 +102,7 @@ def to_xywh(boxes: npt.ArrayLike) -> FloatArray:
 
 def _resized(image: Image, width: int, height: int) -> Image:
     """An image at another size: halved as often as that goes, each pixel the mean of four, then
-    bilinear. The mean over each new pixel's whole area takes up to ten times as long, and the
+    bilinear. The mean over each new pixel's whole area takes several times as long, and the
     network fares no better with it."""
     while image.shape[1] >= 2 * width and image.shape[0] >= 2 * height:
         half = image.shape[1] // 2, image.shape[0] // 2

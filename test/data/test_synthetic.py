@@ -201,7 +201,7 @@ def test_large_cutout_shrinks_and_keeps_its_shape() -> None:
 
 @pytest.mark.parametrize("hidden", [0, 255])
 def test_colour_under_transparent_pixels_never_shows(hidden: int) -> None:
-    """Grey object that is shrunk: colour times alpha is the object's grey times alpha."""
+    """A grey object that is shrunk: colour times alpha is the object's grey times alpha."""
     bgra = ellipse(333, 333, (128, 128, 128))
     bgra[bgra[..., 3] == 0, :3] = hidden
     cutout = cutout_of(bgra).bgra.astype(float)
@@ -605,7 +605,7 @@ RED = (0, 0, 255)
 
 
 def red_photograph(width: int, height: int, box: Box) -> Image:
-    """Grey photograph with one red rectangle."""
+    """A grey photograph with one red rectangle."""
     image = np.full((height, width, 3), 110, dtype=np.uint8)
     x, y, w, h = (int(value) for value in box)
     image[y : y + h, x : x + w] = RED

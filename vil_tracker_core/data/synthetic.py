@@ -471,9 +471,10 @@ class Studio:
             over = [occluder] if occluder else []
             # a passer-by that hides the target would be taken for it, and so where there is none
             if passer and seen and hidden + hidden_share(target, passer, time) <= 0.8:
-                over, shown = (
-                    ([passer, *over], shown) if passes_before else (over, [*shown, passer])
-                )
+                if passes_before:
+                    over = [passer, *over]
+                else:
+                    shown = [*shown, passer]
             for mover in [*shown, *([target] if there else []), *over]:
                 mover.paint(canvas, time, gain + drift * time)
             boxes.append(box if seen else (math.nan,) * 4)

@@ -69,7 +69,7 @@ class Network(ABC):
     backend: str
     precision: str = "float32"
     max_templates: int = 2  # how many `start` takes
-    torch_threads: int = 1  # of PyTorch's own, beside those of another runtime
+    torch_threads: int = 1  # of PyTorch; more would hold up another runtime's, as they spin
 
     def __init__(self, loaded: weights.Weights, window_influence: float = 0.7) -> None:
         self.config = loaded.config
@@ -94,6 +94,7 @@ class Network(ABC):
 
     def start(self, templates: Many[Image]) -> Memory:
         """The memory of one track that begins with these template crops (T, T, 3) BGR."""
+        torch.set_num_threads(self.torch_threads)
         return self._start(self._images(templates)[None])
 
     def renew(self, memory: Memory, templates: Many[Image]) -> Memory:
@@ -115,7 +116,6 @@ class Network(ABC):
             motions: see `geometry.crop_motion`.
             trusts: 0..1, how far the frame may change the temporal context.
         """
-        # PyTorch's threads, which wait by spinning, would hold up those of another runtime
         torch.set_num_threads(self.torch_threads)
         # tracks with one and with two templates do not fit into one batch
         alike: dict[tuple[torch.Size, ...], list[int]] = {}
