@@ -160,3 +160,18 @@ def test_faults_end_in_one_sentence(arguments: tuple[str, ...], words: str, tmp_
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().count("\n") == 0
+
+
+def test_average_makes_uncalibrated_weights(tmp_path: Path, tiny: Path) -> None:
+    out = tmp_path / "mean.safetensors"
+    arguments = ("average", str(tiny), str(tiny), "--out", str(out))
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "of 2; not calibrated" in done.stdout
+    made = weights.load(out)
+    assert made.calibration == weights.Calibration()
+    assert [part["file"] for part in made.provenance["averaged"]] == ["tiny.safetensors"] * 2
+
+    again = run(*arguments)
+    assert again.returncode == 2
+    assert "mean.safetensors exists already" in again.stderr

@@ -431,6 +431,23 @@ def bench(
 
 
 @app.command()
+def average(
+    models: Annotated[
+        list[str], typer.Argument(metavar="WEIGHTS...", help="Weights files of one config.")
+    ],
+    out: Annotated[Path, typer.Option(help="Weights file to make; calibrate it afterwards.")],
+) -> None:
+    """Average the weights of several training stages, which often beats each of them."""
+    from vil_tracker_core import weights
+    from vil_tracker_core.weights.average import average as mean
+
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another name")
+    weights.save(out, mean([weights.find(model) for model in models]))
+    typer.echo(f"weights: {out}, of {len(models)}; not calibrated")
+
+
+@app.command()
 def calibrate(
     model: Annotated[
         str, typer.Argument(metavar="WEIGHTS", help="A weights file or a shipped preset.")

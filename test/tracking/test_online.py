@@ -154,6 +154,26 @@ def test_half_the_error_of_size_on_the_first_frame_is_taken_off_later(
     assert (result.box.cx, result.box.cy) == pytest.approx((320, 215), abs=0.5)
 
 
+def test_what_is_left_of_the_first_frame_s_error_stays_in_the_covariance(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Box.from_cxcywh(320 + 4, 215 - 6, 40 * 1.21, 30)  # off by .1 w, .2 h, .21 w
+    variances = []
+    for answer in (seen, BOX):
+        crop = Crop.around(BOX, network.config.search_factor, network.config.search_size)
+        found = Found(crop.to_unit(answer), np.full(4, 1e-4), SEEN)
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "step", lambda crops, memories, *_, f=found: ([f], memories))
+            track = Track(network, FRAME, BOX, 0.0, TrackerConfig())
+        run = Scripted(track)
+        for _ in range(40):
+            result = run.tell(SEEN, Box.from_cxcywh(320, 215, 40, 30))
+        variances.append(np.diag(result.covariance))
+    width = 40 / 1.1  # half of the error of size, in logarithm, is taken off
+    lasting = np.array([0.1 * width, 0.2 * 30, 0.1 * width, 0.0])
+    np.testing.assert_allclose(variances[0] - variances[1], lasting**2, rtol=0.15, atol=0.5)
+
+
 def test_many_measurements_do_not_make_the_box_surer_than_one(
     start: Callable[..., Scripted],
 ) -> None:

@@ -66,7 +66,8 @@ class TrackResult:
     Attributes:
         box: in frame pixels; while lost, where it was last believed to be.
         score: 0..1, the net's confidence that the target is in the search region.
-        covariance: (4, 4) of (cx, cy, w, h), px^2, the last measurement's in it.
+        covariance: (4, 4) of (cx, cy, w, h), px^2, with the errors that last, see
+            `Track._published`.
         state: whether to believe it.
         stamp: of the frame, seconds.
         reason: why the state is not TRACKING; empty otherwise.
@@ -136,7 +137,7 @@ class Track:
         self._templates = [template]
         self._memory = network.start(self._templates)
         self._first_extent = math.sqrt(box.w * box.h)
-        self._stretch = self._correction(frame, box)
+        self._stretch, self._left = self._first_look(frame, box)
         self._crop: Crop | None = None
         self._unseen = 0.0  # seconds since the target was last seen
         self._seen = box  # where it was last seen
@@ -206,31 +207,39 @@ class Track:
         self._refresh_template(frame)
         return self.result
 
-    def _correction(self, frame: Image, box: Box) -> FloatArray:
-        """(4,) what (cx, cy, w, h) of the net's answers are multiplied by.
+    def _first_look(self, frame: Image, box: Box) -> tuple[FloatArray, FloatArray]:
+        """How the net's answer differs from the box on the one frame where both are known.
 
         What the net takes for the whole of the target may be more or less than the box that was
-        drawn (the man for his face). On the first frame both are known.
+        drawn (the man for his face), and its middle may be another.
+
+        Returns:
+            (4,) what (cx, cy, w, h) of later answers are multiplied by, so that a share of the
+            error of size is taken off.
+            (4,) what is left of the error, in units of (w, h, w, h).
         """
-        model, share = self._network.config, self.config.size_bias
-        stretch = np.ones(4)
-        if share == 0:
-            return stretch
+        model = self._network.config
+        stretch, left = np.ones(4), np.zeros(4)
         crop = Crop.around(box, model.search_factor, model.search_size)
         still = crop_motion(crop, crop)
         (found,), _ = self._network.step([crop.cut(frame)], [self._memory], [still], [0.0])
         seen = crop.to_frame(found.unit)
         if float(iou(seen, box)) > 0.2:  # else it sees something else altogether
             error = np.array([seen.w / box.w, seen.h / box.h])
-            stretch[2:] = np.clip(error**-share, 1 / BIASED, BIASED)
-        return stretch
+            stretch[2:] = np.clip(error**-self.config.size_bias, 1 / BIASED, BIASED)
+            left[:2] = (seen.cx - box.cx) / box.w, (seen.cy - box.cy) / box.h
+            left[2:] = error * stretch[2:] - 1
+        return stretch, left
 
     def _published(self) -> FloatArray:
-        """The filter's covariance and, on top, the last measurement's: the filter takes the errors
-        of successive frames for independent and averages them away, but on real video they hold
-        on (neighbouring frames' correlate by 0.5 to 0.9), so the box is hardly surer than one
-        measurement."""
-        return self._filter.box_covariance + self._noise
+        """The filter's covariance and what it leaves out, as it takes the errors of successive
+        frames for independent and averages them away: on real video they hold on (neighbouring
+        frames' correlate by 0.5 to 0.9), so the box is hardly surer than one measurement, and
+        what the first frame showed of the difference between the net's idea of the target and
+        the box that was drawn lasts as long as the track."""
+        box = self._filter.box
+        lasting = self._left * np.array([box.w, box.h, box.w, box.h])
+        return self._filter.box_covariance + self._noise + np.diag(lasting**2)
 
     def _implausible(self, found: Found, box: Box) -> str:
         """Why the net's answer cannot be; such a frame counts as not seeing the target, and does
