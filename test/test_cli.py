@@ -119,7 +119,11 @@ def test_info_of_the_shipped_weights_tells_their_origin() -> None:
     done = run("info", "vil_nano", "--json")
     values = json.loads(done.stdout)
     assert values["parameters"] < 4e6
-    assert values["provenance"]["config"]["model"] == "vil_nano"
+    stages = values["provenance"]["averaged"]
+    assert len(stages) == 3
+    for stage in stages:
+        assert stage["provenance"]["config"]["model"] == "vil_nano"
+        assert stage["provenance"]["step"] > 0
     assert len(values["calibration"]["scale"]) == 4
 
 
