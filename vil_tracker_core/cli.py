@@ -255,10 +255,11 @@ ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "100000",
 }
-"""Keep freed memory in the process and let idle threads sleep: on a CPU, handing memory back
-after every step and spinning cost more than the arithmetic."""
+"""Keep freed memory in the process, since handing it back after every step is slow; and let a
+thread spin for a moment between one small operation and the next, but not while another process
+loads clips in its place."""
 
 
 def _settle_allocator() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vil_tracker_core.model.mobile import (
     FINE_LAYERS,
     MEAN,
+    PIECE,
     STD,
     TRUNK_LAYERS,
     InvertedResidual,
@@ -95,6 +96,20 @@ def test_a_trunk_computes_what_the_published_net_does() -> None:
     wanted = naive(tensors, image)
     assert wanted.std() > 1e-3
     torch.testing.assert_close(made, wanted, rtol=1e-6, atol=1e-6)  # MEAN and STD are float32
+
+
+def test_a_large_batch_in_training_gives_what_each_image_does_alone() -> None:
+    torch.manual_seed(0)
+    trunk = MobileTrunk().double().train()
+    images = torch.randn(PIECE + 3, 3, 32, 32, dtype=torch.float64)
+    together = trunk(images)
+    together.square().sum().backward()
+    gradient = trunk[0].weight.grad.clone()
+    trunk.zero_grad()
+    alone = torch.cat([trunk(image[None]) for image in images])
+    alone.square().sum().backward()
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, trunk[0].weight.grad, rtol=1e-9, atol=1e-9)
 
 
 def test_a_missing_tensor_is_named() -> None:

@@ -8,12 +8,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
+from torch.fx import GraphModule
 
 from vil_tracker_core import weights
 from vil_tracker_core.data.sequence import DataError
@@ -192,6 +195,32 @@ def test_accumulated_gradient_is_the_mean_over_micro_batches(
                 atol=1e-6,
                 msg=naming(name),
             )
+
+
+def test_compiled_run_learns_what_a_plain_one_does(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as ever, but not made into C++, which takes two minutes."""
+    traced: list[str] = []
+
+    def backend(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        traced.append(type(graph).__name__)
+        return aot_eager(graph, inputs)  # type: ignore[no-any-return]
+
+    train(make_config(steps=2, frames=2), tmp_path / "plain")
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    train(make_config(steps=2, frames=2, compile=True), tmp_path / "compiled")
+    assert traced
+    for one, two in zip(logged(tmp_path / "plain"), logged(tmp_path / "compiled"), strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-4)
+
+
+def test_compiled_run_without_a_compiler_is_refused(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(DataError, match="no-such-compiler was not found"):
+        train(make_config(steps=1, compile=True), tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", ["fear_xs", "nanotrack"])

@@ -76,7 +76,8 @@ def degrade(rng: Rng, crop: Image) -> Image:
         small = cv2.resize(out, (coarse, coarse), interpolation=cv2.INTER_AREA)
         out = cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
     if rng.random() < 0.2:
-        noise = rng.normal(0, rng.uniform(2, 10), size=out.shape)
+        deviation = np.float32(rng.uniform(2, 10))
+        noise = deviation * rng.standard_normal(out.shape, dtype=np.float32)
         out = np.clip(out + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.15:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 70))]

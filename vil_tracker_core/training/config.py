@@ -161,7 +161,9 @@ class TrainConfig(_Strict):
 
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
-    compile: bool = False
+    compile: bool = Field(
+        False, description="the blocks, by torch.compile: faster steps after a slower first one"
+    )
     checkpoint_minutes: Positive = 5.0
     hub: HubConfig | None = None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import signal
 import sys
 import time
@@ -71,6 +73,12 @@ def _student(config: TrainConfig) -> Student:
     if config.init:
         student.tracker.load_state_dict(_initial(config.init, config.model_config_of()))
     if config.compile:
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise DataError(
+                f"compile = true needs a C++ compiler, and {compiler} was not found: install it, "
+                "name another one in CXX, or set compile: false"
+            )
         # the blocks share one code: each shape, state and mode of it is a graph of its own
         torch._dynamo.config.cache_size_limit = 64
         for block in student.tracker.backbone.blocks:
