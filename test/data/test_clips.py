@@ -180,18 +180,21 @@ def test_hidden_frames_are_not_visible_and_the_crop_waits() -> None:
 
 
 def test_absent_crops_do_not_show_the_target() -> None:
-    """From one of the clip's frames on, which may be the first."""
-    looked, first = 0, []
+    """From one of the clip's frames on, which may be the first: cut beside it, or it is painted
+    over. The source's only video has no other target to show."""
+    beside, painted, first = 0, 0, []
     for clip in all_clips(clips_of(moving(), absent=1.0)):
         since = int(clip["visible"].sum())
         assert clip["visible"].tolist() == [True] * since + [False] * (4 - since)
         first.append(since)
         for crop, (cx, cy, w, h) in zip(clip["search"][since:], clip["box"][since:], strict=True):
-            assert max(abs(cx - 0.5), abs(cy - 0.5)) > 0.5
-            if max(abs(cx - 0.5) - w / 2, abs(cy - 0.5) - h / 2) > 0.55:
+            there = np.isfinite(cx)
+            assert not there or max(abs(cx - 0.5), abs(cy - 0.5)) > 0.5
+            if not there or max(abs(cx - 0.5) - w / 2, abs(cy - 0.5) - h / 2) > 0.55:
                 assert np.ptp(cv2.GaussianBlur(crop.mean(axis=0), (9, 9), 0)) < 60
-                looked += 1
-    assert looked > 20
+                beside, painted = beside + there, painted + (not there)
+    assert beside > 20
+    assert painted > 10
     assert set(first) == {0, 1, 2, 3}
 
 
@@ -235,13 +238,7 @@ def test_some_absent_crops_show_another_target() -> None:
                 middle = grey[80:-80, 80:-80].mean()
                 assert middle < grey[:20].mean() - 20
             shown += 1
-    assert 16 < shown < 38
-
-
-def test_the_same_target_is_no_other_one() -> None:
-    """A source with a single video has no other target to show: its clips are cut beside."""
-    for clip in all_clips(clips_of(moving(), absent=1.0)):
-        assert np.isfinite(clip["box"]).all()
+    assert 6 < shown < 22
 
 
 def test_broken_images_are_skipped_counted_and_named(photographs: list[Path]) -> None:

@@ -24,6 +24,7 @@ from vil_tracker_core.data.synthetic import (
     masked_cutout,
     pan_still,
     read_cutout,
+    taken_away,
     textured_shape,
 )
 from vil_tracker_core.geometry import Box, FloatArray, Image
@@ -493,6 +494,32 @@ def test_an_object_passes_in_front_of_a_real_target(studio: Studio) -> None:
         assert max(shares) > 0
     assert covered > 0
     assert (video.load(1) == 128).all(), "the video's own frames are left as they are"
+
+
+@pytest.mark.parametrize(
+    "box", [(150, 120, 60, 40), (0, 0, 80, 50), (300, 30, 120, 250), (0, 0, 420, 320)]
+)
+def test_a_target_taken_away_leaves_what_lies_beside_it(box: tuple[int, ...]) -> None:
+    """In the middle of the picture, in a corner, as tall as it, and filling it."""
+    x, y, w, h = box
+    plain = np.full((320, 420, 3), 128, dtype=np.uint8)
+    plain[y : y + h, x : x + w] = 0, 0, 200
+    boxes = np.tile(np.array(box, dtype=np.float64), (5, 1))
+    video = Sequence("red", boxes, np.arange(5) / 30, lambda index: plain, "real")
+    starts = set()
+    for seed in range(20):
+        taken = taken_away(np.random.default_rng(seed), video)
+        there = taken.visible
+        since = int(there.sum())
+        starts.add(since)
+        assert there.tolist() == [True] * since + [False] * (5 - since)
+        np.testing.assert_array_equal(taken.load(since - 1), plain)
+        if w < 420:
+            assert (taken.load(4)[y : y + h, x : x + w] == 128).all()
+        else:
+            assert np.ptp(taken.load(4), axis=(0, 1)).max() <= 2, "one colour"
+    assert starts == {1, 2, 3, 4}
+    assert (plain[y : y + h, x : x + w] == [0, 0, 200]).all(), "the video's own frames are left"
 
 
 def test_nothing_passes_where_there_is_no_target(studio: Studio) -> None:

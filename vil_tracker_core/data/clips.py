@@ -23,7 +23,7 @@ from vil_tracker_core.data.sequence import (
     read_image,
 )
 from vil_tracker_core.data.skipped import SkippedImages
-from vil_tracker_core.data.synthetic import Rng, Studio, pan_still
+from vil_tracker_core.data.synthetic import Rng, Studio, pan_still, taken_away
 from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion, intersection_area
 from vil_tracker_core.model.presets import ModelConfig
 
@@ -215,7 +215,8 @@ class ClipDataset(Dataset[Clip]):
         seed: of all randomness.
         difficulty: clip number -> how hard it is.
         absent: share of clips whose search crops, from some frame on, do not show the target: in a
-            third of them they are cut beside it, in the others from a video of another target.
+            third of them each, they are cut beside it, they are cut from a video of another target,
+            and the target is painted over with what lies beside it.
         skipped: keeps the broken images' names.
     """
 
@@ -262,8 +263,11 @@ class ClipDataset(Dataset[Clip]):
         video = source(rng, self.frames + 1, difficulty.max_gap)
         beside, decoy = False, None
         if rng.random() < self.absent:
-            beside = rng.random() < 1 / 3
-            if not beside:
+            kind = rng.integers(3)
+            beside = bool(kind == 0)
+            if kind == 1:
+                video = taken_away(rng, video)
+            elif kind == 2:
                 decoy = source(rng, self.frames + 1, difficulty.max_gap)
                 if (decoy.origin, decoy.name) == (video.origin, video.name):  # the same target
                     beside, decoy = True, None

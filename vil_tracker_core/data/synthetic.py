@@ -488,6 +488,65 @@ class Studio:
         )
 
 
+def _painted_over(frame: Image, box: Box, sides: list[int]) -> Image:
+    """A frame with what a box shows, and a margin, painted over by what lies beside it, mirrored.
+
+    Of its sides (0 left, 1 right, 2 above, 3 below) the first one serves that has room for the
+    whole of it; where none has, what the roomiest shows is stretched.
+    """
+    height, width = frame.shape[:2]
+    across, down = max(0.06 * box.w, 1.0), max(0.06 * box.h, 1.0)  # half of the blending
+
+    def grown(steps: int) -> tuple[int, int, int, int]:
+        """The pixels of the box and so many steps around it, inside the frame."""
+        x0, y0 = math.floor(box.x - steps * across), math.floor(box.y - steps * down)
+        x1 = math.ceil(box.x + box.w + steps * across)
+        y1 = math.ceil(box.y + box.h + steps * down)
+        return max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+
+    x0, y0, x1, y1 = grown(3)
+    if x1 <= x0 or y1 <= y0:
+        return frame
+    w, h = x1 - x0, y1 - y0
+    room = [x0 / w, (width - x1) / w, y0 / h, (height - y1) / h]
+    side = max(sides, key=lambda side: min(room[side], 1.0))
+    beside = (
+        frame[y0:y1, max(x0 - w, 0) : x0],
+        frame[y0:y1, x1 : x1 + w],
+        frame[max(y0 - h, 0) : y0, x0:x1],
+        frame[y1 : y1 + h, x0:x1],
+    )[side]
+    if beside.size == 0:  # the target fills the picture
+        beside = np.full((1, 1, 3), cv2.mean(frame)[:3], dtype=np.uint8)
+    patch = cv2.resize(cv2.flip(beside, 1 if side < 2 else 0), (w, h))
+    alpha = np.zeros((height, width), dtype=np.float32)
+    left, top, right, bottom = grown(2)
+    alpha[top:bottom, left:right] = 1
+    kernel = 2 * math.floor(across) + 1, 2 * math.floor(down) + 1
+    alpha = cv2.blur(alpha[y0:y1, x0:x1], kernel, borderType=cv2.BORDER_REPLICATE)
+    window = frame[y0:y1, x0:x1].astype(np.float32)
+    mixed = window + alpha[..., None] * (patch.astype(np.float32) - window)
+    out = frame.copy()
+    out[y0:y1, x0:x1] = np.round(mixed).astype(np.uint8)
+    return out
+
+
+def taken_away(rng: Rng, video: Sequence) -> Sequence:
+    """A video whose target is gone from some frame after the first one on: where it was, there is
+    what lies beside it. Those frames have no box."""
+    since, sides = int(rng.integers(1, len(video))), rng.permutation(4).tolist()
+    boxes = video.boxes.copy()
+    boxes[since:] = math.nan
+
+    def load(index: int) -> Image:
+        frame = video.load(index)
+        if index < since or not math.isfinite(video.boxes[index, 0]):
+            return frame
+        return _painted_over(frame, Box(*video.boxes[index]), sides)
+
+    return replace(video, boxes=boxes, load=load)
+
+
 def pan_still(rng: Rng, image: Image, box: Box, frames: int, name: str = "still") -> Sequence:
     """Views of one photograph under a moving, zooming, slightly rolling camera.
 

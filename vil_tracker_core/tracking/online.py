@@ -38,7 +38,9 @@ class TrackerConfig:
         patience: seconds without seeing the target until the track is lost.
         gate: probability that a right measurement passes the chi-squared gate.
         widest: bound of the search crop's growth while lost, as a factor.
-        widening: growth of the search crop a second while lost, as a factor.
+        widening: growth of the search crop a second while lost, as a factor. Once it is at its
+            bound, every second look goes elsewhere in the picture, see `Track._elsewhere`.
+        elsewhere: score from which a target seen there is looked at again.
         template_every: frames between refreshes of the second template; 0 for never.
         template_score: score from which a frame may become the second template.
         size_anchor: share of the first box's size in the search crop's, see `Track.look`.
@@ -52,6 +54,7 @@ class TrackerConfig:
     gate: float = 0.999
     widest: float = 2.0
     widening: float = 2.0
+    elsewhere: float = 0.7
     template_every: int = 10
     template_score: float = 0.5
     size_anchor: float = 0.3
@@ -96,6 +99,10 @@ ANCHORED = 2.0
 """Greatest factor between the search crop's side and what the target's present size asks for."""
 BIASED = 2.0
 """Greatest factor by which a side is corrected for the net's error on the first frame."""
+SWEPT = 1.5
+"""Side of the crops that search elsewhere in the picture, as a factor."""
+STRIDE = 0.7
+"""Greatest distance between the middles of two of them, as a share of their side."""
 MAX_DT = 1.0
 """Seconds; a longer pause between frames is treated as this long."""
 
@@ -138,10 +145,14 @@ class Track:
         self._memory = network.start(self._templates)
         self._first_extent = math.sqrt(box.w * box.h)
         self._stretch, self._left = self._first_look(frame, box)
-        self._crop: Crop | None = None
+        self._crop: Crop | None = None  # which the memory belongs to
+        self._looked: Crop | None = None  # the last one; another one only where it was elsewhere
+        self._sweep = 0  # looks of a lost track whose search crop is at its bound
+        self._far = False  # whether the last look was elsewhere in the picture
         self._unseen = 0.0  # seconds since the target was last seen
         self._seen = box  # where it was last seen
         self._candidate: Box | None = None  # while lost: where it may have come back
+        self._doubts = 0  # confident looks at it that are still missing
         self._reset = ""  # why all motion was forgotten, until the target is seen again
         self._since_template = 0
         self._noise: FloatArray = np.zeros((4, 4))  # covariance of the last measurement
@@ -170,31 +181,55 @@ class Track:
             self._filter = self._held(dt)
         else:
             self._filter = kalman.predict(self._filter, dt, config.kalman)
-        around, factor = self._filter.box, model.search_factor
+        around, growth = self._filter.box, 1.0
         if self._candidate is not None:
             around = self._candidate
         elif self.lost:
-            growth = 1 + config.widening * max(self._unseen - config.patience, 0.0)
-            factor *= min(growth, config.widest)
+            growth += config.widening * max(self._unseen - config.patience, 0.0)
         anchor = self._first_extent / math.sqrt(around.w * around.h)
-        factor *= min(max(anchor**config.size_anchor, 1 / ANCHORED), ANCHORED)
-        crop = Crop.around(around, factor, model.search_size)
+        anchor = min(max(anchor**config.size_anchor, 1 / ANCHORED), ANCHORED)
+        factor = model.search_factor * anchor
+        at_bound = self.lost and growth >= config.widest
+        self._sweep = self._sweep + at_bound if self.lost else 0
+        self._far = at_bound and self._sweep % 2 == 0
+        if self._far:
+            crop = self._elsewhere(factor * SWEPT)
+        else:
+            crop = Crop.around(around, factor * min(growth, config.widest), model.search_size)
         motion = crop_motion(self._crop or crop, crop)
-        self._crop = crop
+        self._looked = crop
+        if not self._far:
+            self._crop = crop
         return Look(crop, crop.cut(frame), self._memory, motion, 0.0 if self.lost else 1.0)
+
+    def _elsewhere(self, factor: float) -> Crop:
+        """The next of the crops that cover the picture, from where the target was lost outwards,
+        each `factor` times its size, and then again."""
+        last, size = self._filter.box, self._network.config.search_size
+        side = factor * math.sqrt(last.w * last.h)
+        across, down = (
+            length * (np.arange(count) + 0.5) / count
+            for length in self._frame_size
+            for count in [math.ceil(length / (STRIDE * side))]
+        )
+        middles = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+        far = np.hypot(middles[:, 0] - last.cx, middles[:, 1] - last.cy)
+        nth = (self._sweep // 2 - 1) % len(middles)
+        x, y = middles[np.argsort(far, kind="stable")[nth]].tolist()
+        return Crop.centred(x, y, side, size)
 
     def learn(self, frame: Image, found: Found, memory: Memory) -> TrackResult:
         """Takes in what the net found in the crop of the last `look`."""
-        if self._crop is None:
+        if self._looked is None:
             raise RuntimeError("learn() needs a look() before it")
         found = found._replace(
             unit=found.unit * self._stretch, variance=found.variance * self._stretch**2
         )
-        side = float(self._crop.side)
-        box = self._crop.to_frame(found.unit)
+        side = float(self._looked.side)
+        box = self._looked.to_frame(found.unit)
         noise = np.diag(np.maximum(found.variance * side**2, 0.25))
         problem = self._implausible(found, box)
-        if not problem:
+        if not problem and not self._far:
             self._memory = memory
         score = 0.0 if problem else found.score
         if self.lost:
@@ -291,13 +326,19 @@ class Track:
         self._filter = KalmanState(mean, self._filter.covariance)
 
     def _search_again(self, box: Box, score: float, noise: FloatArray) -> tuple[TrackState, str]:
-        """A frame of a lost track: found again after two confident frames in a row."""
+        """A frame of a lost track: found again after two confident frames in a row; elsewhere
+        in the picture, where there is more to be mistaken for it, after a surer one and two."""
+        config = self.config
         reason = self._reset or f"not seen for {self._unseen:.2f} s"
-        if score < self.config.confident:
+        if score < (config.elsewhere if self._far else config.confident):
             self._candidate = None
             return TrackState.LOST, reason
-        if self._candidate is None or float(iou(box, self._candidate)) < 0.2:
-            self._candidate = box
+        if self._candidate is None:
+            self._doubts = 2 if self._far else 1
+        elif float(iou(box, self._candidate)) >= 0.2:
+            self._doubts -= 1
+        self._candidate = box
+        if self._doubts:
             return TrackState.LOST, f"{reason}; seen once again"
         self._candidate, self._reset = None, ""
         fresh = kalman.start(box, self.config.kalman)
@@ -339,7 +380,8 @@ class Track:
         self._first_extent *= math.sqrt(scale[0] * scale[1])
         self._filter = kalman.start(box, self.config.kalman)
         self._memory = self._network.start(self._templates)
-        self._crop, self._candidate, self._reset = None, None, reason
+        self._crop, self._looked = None, None
+        self._candidate, self._reset = None, reason
         self._unseen = self.config.patience
         self.result = TrackResult(
             box, 0.0, self._filter.box_covariance, TrackState.LOST, self._stamp, reason
