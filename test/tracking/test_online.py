@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
+from copy import copy as copied
 from dataclasses import FrozenInstanceError, dataclass, field
 
 import numpy as np
@@ -341,7 +341,7 @@ def test_a_target_that_returns_elsewhere_is_found_by_three_sure_looks(
     run.lose()
     there, seen = Box(20, 420, 40, 30), []
     for _ in range(100):
-        crop = copy.copy(run.track).look(FRAME, run.stamp + DT).crop
+        crop = copied(run.track).look(FRAME, run.stamp + DT).crop
         unit = crop.to_unit(there)
         shows = bool((np.abs(unit[:2] - 0.5) < 0.4).all())
         result = run.tell(score if shows else UNSEEN, there if shows else BOX)
