@@ -205,7 +205,7 @@ def test_compiled_run_learns_what_a_plain_one_does(
 
     def backend(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
         traced.append(type(graph).__name__)
-        return aot_eager(graph, inputs)  # type: ignore[no-any-return]
+        return aot_eager(graph, inputs)
 
     train(make_config(steps=2, frames=2), tmp_path / "plain")
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))

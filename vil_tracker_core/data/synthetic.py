@@ -523,9 +523,9 @@ def _painted_over(frame: Image, box: Box, sides: list[int]) -> Image:
     left, top, right, bottom = grown(2)
     alpha[top:bottom, left:right] = 1
     kernel = 2 * math.floor(across) + 1, 2 * math.floor(down) + 1
-    alpha = cv2.blur(alpha[y0:y1, x0:x1], kernel, borderType=cv2.BORDER_REPLICATE)
+    blend = cv2.blur(alpha[y0:y1, x0:x1], kernel, borderType=cv2.BORDER_REPLICATE)[..., None]
     window = frame[y0:y1, x0:x1].astype(np.float32)
-    mixed = window + alpha[..., None] * (patch.astype(np.float32) - window)
+    mixed = window + blend * (patch.astype(np.float32) - window)
     out = frame.copy()
     out[y0:y1, x0:x1] = np.round(mixed).astype(np.uint8)
     return out
