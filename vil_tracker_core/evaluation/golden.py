@@ -163,7 +163,7 @@ class _PinnedTrack(Track):
         x, y, side = self.pins[row].tolist()
         if asked == (x, y, side) or np.abs(np.subtract(asked, (x, y, side))).max() > 1:
             return look
-        crop = self._crop = Crop(x, y, side, look.crop.size)
+        crop = self._crop = self._looked = Crop(x, y, side, look.crop.size)
         motion = crop_motion(before or crop, crop)
         return replace(look, crop=crop, image=crop.cut(frame), motion=motion)
 
