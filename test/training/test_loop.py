@@ -6,6 +6,9 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partialmethod
@@ -131,6 +134,37 @@ def test_resumed_equals_unbroken(
     assert set(one) == set(two)
     for name, value in one.items():  # the student, its average and the optimiser's
         torch.testing.assert_close(value, two[name], rtol=0, atol=1e-6, msg=naming(name))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_to_all_processes_stops_the_run_with_a_checkpoint(
+    make_config: MakeConfig, tmp_path: Path, number: int
+) -> None:
+    """As `timeout` and a terminal's Ctrl-C send it: to the loader's worker as well."""
+    config = make_config(steps=10_000, data={"workers": 1})
+    code = (
+        "import sys; from pathlib import Path; from vil_tracker_core.training.loop import train; "
+        "from vil_tracker_core.training.config import TrainConfig; "
+        "train(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        log = tmp_path / "run" / "log.jsonl"
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (log.exists() and len(logged(log.parent)) > 2):
+            time.sleep(0.1)
+        os.killpg(run.pid, number)
+        said = run.communicate(timeout=60)[1]
+    finally:
+        run.kill()
+    assert run.returncode == 0, said
+    assert f"stopped after step {len(logged(log.parent))} of 10000" in said
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
 
 def test_log_after_a_crash_names_each_step_once(

@@ -58,6 +58,13 @@ class _Stop:
         self.asked = True
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """What is sent to all processes at once (Ctrl-C, `timeout`, systemd) ends the run after the
+    step in hand, and that its workers; one that dies before would be an error."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _initial(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     """The tensors of a weights file; raises WeightsError where they are not of this shape."""
     try:
@@ -132,6 +139,7 @@ class Run:
             batch_size=config.batch // world,
             sampler=ShareOfProcess(config, rank, world, self.at.step * config.accumulate),
             num_workers=config.data.workers,
+            worker_init_fn=_leave_signals_to_the_run,
             prefetch_factor=4 if config.data.workers else None,
             drop_last=True,
         )
