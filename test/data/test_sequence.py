@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,15 @@ def test_folders_are_sorted_and_others_left_alone(write_video: WriteVideo) -> No
     (folder.parent / "readme.txt").write_text("about")
     (folder.parent / "empty").mkdir()
     assert [video.name for video in read_folders(folder.parent)] == ["a", "b", "c"]
+
+
+def test_folder_with_a_truth_and_no_images_is_named(write_video: WriteVideo) -> None:
+    folder = write_video("a", LINES, 4)
+    other = folder.parent / "other_layout"
+    other.mkdir()
+    shutil.copy(folder / "groundtruth_rect.txt", other)
+    with pytest.raises(DataError, match="other_layout has no folder img/"):
+        read_folders(folder.parent)
 
 
 def test_no_folder_and_no_sequence(tmp_path: Path) -> None:

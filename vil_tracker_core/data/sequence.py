@@ -187,15 +187,15 @@ def read_folder(folder: Path, fps: float | None = None) -> Sequence:
 
 
 def sequence_folders(root: Path) -> list[Path]:
-    """The folders directly below ``root`` that `read_folder` reads, sorted; raises DataError if
-    there is none."""
+    """The folders directly below ``root`` with images or a truth, sorted, for `read_folder`, which
+    names those that lack the other; raises DataError if none has images."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
-    folders = sorted(path for path in root.iterdir() if (path / "img").is_dir())
-    if not folders:
+    with_images = {path for path in root.iterdir() if (path / "img").is_dir()}
+    if not with_images:
         raise DataError(f"{root} holds no sequence (a folder with img/ and {TRUTH_FILE})")
-    return folders
+    return sorted(with_images | {truth.parent for truth in root.glob(f"*/{TRUTH_FILE}")})
 
 
 def read_folders(root: Path) -> list[Sequence]:
