@@ -14,6 +14,7 @@ from vil_tracker_core.model.export import (
     FOUND,
     STEP,
     changing,
+    channels_first,
     export,
     flatten,
     start_names,
@@ -70,20 +71,20 @@ def three_frames_equal_pytorch(
     generator = torch.Generator().manual_seed(1)
 
     def images(*shape: int) -> torch.Tensor:
-        return 255 * torch.rand(*shape, generator=generator)
+        return torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=generator)
 
-    templates = images(*shape, 3, config.template_size, config.template_size)
+    templates = images(*shape, config.template_size, config.template_size)
     with torch.no_grad():
-        memory = model.start(templates)
+        memory = model.start(channels_first(templates))
     flat = [torch.from_numpy(a) for a in start.run(None, {"templates": templates.numpy()})]
     for expected, found in zip(flatten(memory), flat, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     for number in range(3):
-        search = images(tracks, 3, config.search_size, config.search_size)
+        search = images(tracks, config.search_size, config.search_size)
         motion = torch.tensor([[0.1 * number, -0.05, 1.1]] * tracks)
         trust = torch.ones(tracks)
         with torch.no_grad():
-            result = model.step(search, memory, motion, trust)
+            result = model.step(channels_first(search), memory, motion, trust)
         memory, best = result.memory, decode(result.prediction, window)
         given = {"search": search, "motion": motion, "trust": trust}
         given |= {f"memory_{index}": tensor for index, tensor in enumerate(flat)}
@@ -97,6 +98,13 @@ def three_frames_equal_pytorch(
         flat[len(flat) - len(changed) :] = changed
         for expected, found in zip(flatten(memory), flat, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_channels_come_first() -> None:
+    pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    found = channels_first(torch.from_numpy(pixels))
+    assert found.dtype is torch.float32
+    np.testing.assert_array_equal(found, np.transpose(pixels, (0, 3, 1, 2)))
 
 
 def test_unflatten_is_the_inverse_of_flatten() -> None:

@@ -21,6 +21,7 @@ from vil_tracker_core.model.heads import (
     decode,
     encode,
     hann_window,
+    tower_at,
 )
 from vil_tracker_core.model.presets import ModelConfig
 
@@ -153,6 +154,27 @@ def test_before_training_the_score_is_low_and_the_centre_in_the_middle_of_its_ce
     assert float(score.mean()) == pytest.approx(0.1, abs=0.05)
     assert float(offset.mean()) == pytest.approx(0.5, abs=0.25)
     assert float(size.mean()) == pytest.approx(0.5, abs=0.25)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 3, 5])
+@pytest.mark.parametrize("tower", ["offset", "net"])
+def test_a_tower_at_a_cell_is_its_map_there(config: ModelConfig, tower: str, grid: int) -> None:
+    """At every cell: in the middle, at the rim, where the layers pad, and in the corners."""
+    torch.manual_seed(0)
+    head = CentreHead(config) if tower == "offset" else UncertaintyHead(config)
+    layers = getattr(head.double().eval(), tower)
+    for module in layers.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # so that zeros do not stay zeros
+            for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                torch.nn.init.uniform_(value, 0.5, 2.0)
+    features = torch.randn(2, config.dim, grid, grid, dtype=torch.float64)
+    cells = torch.arange(grid * grid)
+    with torch.no_grad():
+        maps = layers(features)
+        for cell in cells:
+            both = torch.stack([cell, grid * grid - 1 - cell])
+            found = tower_at(layers, features, both)
+            torch.testing.assert_close(found, at_cells(maps, both), rtol=1e-12, atol=1e-12)
 
 
 def test_heads_answer_in_float32_from_half_precision(config: ModelConfig) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vil_tracker_core.model.heads import decode, hann_window
 from vil_tracker_core.model.tracker import Memory, Step, ViLTracker, identity_motion
 
 FRAMES = 3
@@ -198,3 +199,13 @@ def test_every_parameter_learns_from_a_clip(
         if parameter.grad is None or not parameter.grad.abs().max() > 0
     }
     assert silent == set()
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_a_detection_is_what_is_decoded_from_all_cells(
+    make_tracker: Make, clip: tuple[Tensor, Tensor, Tensor], windowed: bool
+) -> None:
+    model = make_tracker()
+    window = hann_window(model.config.search_grid) if windowed else None
+    for step in stream(model, *clip):
+        assert_same(model.detect(step, window), decode(step.prediction, window))

@@ -74,7 +74,7 @@ def test_rows_of_a_batch_run_at_once_and_apart(
     templates, searches = crops_of(frames, 32)[:3], crops_of(frames, 64)[:3]
     kept = [network.start([template]) for template in templates]
     together, after = run(network, searches, kept)
-    assert len(network._requests["step", min(threads, 3)]) == min(threads, 3)
+    assert len(network._bound["step", min(threads, 3)]) == min(threads, 3)
     for row in range(3):
         (alone,), (memory,) = run(network, searches[row : row + 1], kept[row : row + 1])
         np.testing.assert_allclose(together[row].unit, alone.unit, atol=1e-6)
@@ -150,9 +150,9 @@ def test_bfloat16_stays_near_float32(make_weights: Make, frames: list[Image]) ->
 @pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_rounds_the_products_and_nothing_else(make_weights: Make) -> None:
     network = OpenvinoNetwork(make_weights(**SHALLOW, stem="mobile"), precision="bfloat16")
-    (request,) = network._compiled("step", 1)
+    (request,) = network._requests("step", 1)
     precisions: dict[str, set[str]] = {}
-    for op in request.get_compiled_model().get_runtime_model().get_ordered_ops():
+    for op in request._request.get_compiled_model().get_runtime_model().get_ordered_ops():
         about = op.get_rt_info()
         kind = about["layerType"].get()
         precisions.setdefault(kind, set()).add(about["runtimePrecision"].get())

@@ -34,6 +34,13 @@ class Templates(NamedTuple):
     features: Tensor | None
     states: tuple[CellState | None, ...]
 
+    @property
+    def length(self) -> int:
+        """How many tokens the templates have."""
+        tokens = self.features if self.tokens is None else self.tokens
+        assert tokens is not None
+        return tokens.shape[1]
+
 
 class Embedding(nn.Module):
     """Image crops -> tokens: (B, 3, H, W) RGB 0..255 -> (B, H/16 * W/16, dim)."""
@@ -44,8 +51,8 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(STD), persistent=False)
         if config.stem == "patch":
             self.stem: nn.Module = nn.Conv2d(3, dim, config.patch, stride=config.patch)
         elif config.stem == "mobile":
@@ -67,9 +74,8 @@ class Embedding(nn.Module):
         self.search_type = nn.Parameter(torch.randn(dim) * 0.02)
 
     def _tokens(self, images: Tensor) -> Tensor:
-        tokens: Tensor = self.norm(
-            self.stem((images - self.mean) / self.std).flatten(2).transpose(1, 2)
-        )
+        pixels = (images.permute(0, 2, 3, 1) - self.mean) / self.std
+        tokens: Tensor = self.norm(self.stem(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2))
         return tokens
 
     def template(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vil_tracker_core.model.mlstm import MlstmState, mlstm_chunkwise
 from vil_tracker_core.model.presets import ModelConfig
 
-WIDEST = 64
+WIDEST = 96
 """Bound of the matrices into which block-diagonal maps are gathered: wide enough for a fast
 product, narrow enough for few zeros."""
 
@@ -142,25 +142,28 @@ class MlstmCell(nn.Module):
         i, f = gates.transpose(1, 2).chunk(2, dim=1)
         return i, f
 
-    def _per_head(self, x: Tensor, blocks: Tensor) -> Tensor:
-        """A block-diagonal map of (B, S, inner), by heads: (B, H, S, D)."""
-        matrices = dense(blocks, self.group)
-        # all samples in one product a group: a broadcast one has a slow gradient
-        rows = x.flatten(0, 1).unflatten(-1, (-1, self.group)).transpose(0, 1)
-        out = (rows @ matrices.transpose(1, 2)).transpose(0, 1).flatten(1)
-        out = out.unflatten(-1, (self.heads, self.head_dim))
-        by_head: Tensor = out.unflatten(0, x.shape[:2]).transpose(1, 2)
+    def _by_group(self, x: Tensor) -> Tensor:
+        """(B, S, inner) by groups of channels, all samples' tokens in a row: (inner / group,
+        B * S, group). So a map is one product a group: a broadcast one has a slow gradient."""
+        groups: Tensor = x.flatten(0, 1).unflatten(-1, (-1, self.group)).transpose(0, 1)
+        return groups
+
+    def _by_head(self, groups: Tensor, batch: int) -> Tensor:
+        """The groups' channels by heads: (B, H, S, D)."""
+        heads = groups.unflatten(0, (self.heads, -1)).transpose(1, 2).flatten(2)
+        by_head: Tensor = heads.unflatten(1, (batch, -1)).transpose(0, 1)
         return by_head
 
     def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
         batch, length, _ = x.shape
-        x, z = self.up(x).chunk(2, dim=-1)
+        x, z = (F.linear(x, half) for half in self.up.weight.chunk(2))
         convolved, tail = self.conv(x, state.conv_tail if state else None)
         convolved = F.silu(convolved)
         i, f = self._gates(convolved, x)
-        q = convolved.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        k = self._per_head(convolved, self.q.weight.transpose(1, 2) @ self.k.weight)
-        v = self._per_head(x, self.v.weight)
+        queries = self._by_group(convolved)
+        keys = queries @ dense(self.k.weight.transpose(1, 2) @ self.q.weight, self.group)
+        values = self._by_group(x) @ dense(self.v.weight.transpose(1, 2), self.group)
+        q, k, v = (self._by_head(groups, batch) for groups in (queries, keys, values))
         h, memory = mlstm_chunkwise(q, k, v, i, f, state.memory if state else None, self.chunk)
         h = F.layer_norm(h, (self.head_dim,), eps=1e-5)  # each head on its own
         h = h.transpose(1, 2).reshape(batch, length, -1).to(x.dtype) * self.norm.to(x.dtype)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from vil_tracker_core.model.backbone import Templates
-from vil_tracker_core.model.heads import decode
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import Memory, ViLTracker
 
@@ -58,13 +57,19 @@ def unflatten(like: Memory, tensors: list[Tensor]) -> Memory:
     return filled
 
 
+def channels_first(pixels: Tensor) -> Tensor:
+    """(..., H, W, 3) of any type -> (..., 3, H, W) float32."""
+    last = pixels.dim() - 1  # negative axes are exported as they are, which not all runtimes take
+    return pixels.permute(*range(last - 2), last, last - 2, last - 1).float()
+
+
 class _Start(nn.Module):
     def __init__(self, model: ViLTracker) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, templates: Tensor) -> list[Tensor]:
-        return flatten(self.model.start(templates))
+        return flatten(self.model.start(channels_first(templates)))
 
 
 def changing(model: ViLTracker, memory: Memory) -> list[Tensor]:
@@ -85,8 +90,9 @@ class _Step(nn.Module):
     def forward(
         self, search: Tensor, motion: Tensor, trust: Tensor, memory: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        step = self.model.step(search, unflatten(self.like, memory), motion, trust)
-        found = decode(step.prediction, self.window)
+        known = unflatten(self.like, memory)
+        step = self.model.step(channels_first(search), known, motion, trust)
+        found = self.model.detect(step, self.window)
         return (found.unit, found.log_var, found.score, *changing(self.model, step.memory))
 
 
@@ -115,9 +121,10 @@ def export(model: ViLTracker, window: Tensor) -> dict[str, bytes]:
     """ONNX models by name, of the start with one and with two templates and of a frame's step; the
     batch B is free in size.
 
-    start, start_2: `templates` (B, N, 3, T, T), RGB 0..255 -> `memory_0` ...; N is 1 or 2
-    step: `search` (B, 3, S, S), `motion` (B, 3), `trust` (B,), `memory_0` ... -> `unit` (B, 4),
-    `log_var` (B, 4), `score` (B,), `next_0` ... (the last of the memory, see `changing`)
+    start, start_2: `templates` (B, N, T, T, 3), uint8 RGB -> `memory_0` ...; N is 1 or 2
+    step: `search` (B, S, S, 3), uint8 RGB, `motion` (B, 3), `trust` (B,), `memory_0` ... ->
+    `unit` (B, 4), `log_var` (B, 4), `score` (B,), `next_0` ... (the last of the memory, see
+    `changing`)
 
     Args:
         model: in evaluation mode.
@@ -126,12 +133,13 @@ def export(model: ViLTracker, window: Tensor) -> dict[str, bytes]:
     config = model.config
     graphs: dict[str, bytes] = {}
     for count, name in reversed(list(enumerate(start_names(config), 1))):
-        templates = torch.zeros(2, count, 3, config.template_size, config.template_size)
-        memory = model.start(templates)
+        size = config.template_size
+        templates = torch.zeros(2, count, size, size, 3, dtype=torch.uint8)
+        memory = model.start(channels_first(templates))
         flat = flatten(memory)
         names = [f"memory_{index}" for index in range(len(flat))]
         graphs[name] = _exported(_Start(model), (templates,), ["templates"], names)
-    search = torch.zeros(2, 3, config.search_size, config.search_size)
+    search = torch.zeros(2, config.search_size, config.search_size, 3, dtype=torch.uint8)
     motion, trust = torch.tensor([[0.0, 0.0, 1.0]] * 2), torch.ones(2)
     graphs[STEP] = _exported(
         _Step(model, window, memory),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vil_tracker_core.model.presets import ModelConfig
@@ -48,10 +49,10 @@ def _conv(dim: int, channels: int) -> nn.Sequential:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution in float32, whatever precision the layers before it run in.
+    """A 1x1 convolution in float32, whatever precision the layers before it run in: as a bfloat16
+    number, the logit of a size is off by up to a pixel of a 720p frame.
 
-    Written as a sum of products, since runtimes reduce the precision of all convolutions: as a
-    bfloat16 number, the logit of a size is off by up to a pixel of a 720p frame.
+    Written as a sum of products, which autocast leaves as it is.
     """
 
     def __init__(self, channels: int, out: int) -> None:
@@ -61,6 +62,26 @@ class Pointwise(nn.Conv2d):
         assert self.bias is not None
         products = x.to(self.weight.dtype)[:, None] * self.weight
         return products.sum(2) + self.bias[:, None, None]
+
+
+def tower_at(tower: nn.Sequential, maps: Tensor, cells: Tensor) -> Tensor:
+    """What a tower of 3x3 convolutions and a last 1x1 one says of one cell a sample, from that
+    cell's surroundings alone: (B, D, G, G) and flat cell indices (B,) -> (B, C)."""
+    grid, reach = maps.shape[-1], len(tower) - 1
+    around = torch.arange(-reach, reach + 1, device=maps.device)
+    places = torch.stack([cells // grid, cells % grid])[..., None] + around  # rows, columns
+    rows, columns = places.clamp(0, grid - 1)
+    at = (rows[:, :, None] * grid + columns[:, None]).flatten(1)
+    x = maps.flatten(2).gather(2, at[:, None].expand(-1, maps.shape[1], -1))
+    x = x.unflatten(2, (2 * reach + 1, 2 * reach + 1))
+    inside = ((places >= 0) & (places < grid)).to(x.dtype)
+    for layer in tower[:-1].children():
+        convolution, norm, act = layer.children()
+        x = x * inside[0][:, None, :, None] * inside[1][:, None, None, :]  # zero beyond the rim
+        x = act(norm(F.conv2d(x, convolution.get_parameter("weight"))))
+        inside = inside[..., 1:-1]
+    out: Tensor = tower[-1](x)
+    return out[..., 0, 0]
 
 
 class CentreHead(nn.Module):
@@ -80,6 +101,11 @@ class CentreHead(nn.Module):
         score = self.score(x)[:, 0].float().sigmoid().clamp(SCORE_FLOOR, 1 - SCORE_FLOOR)
         return score, self.offset(x).float() + 0.5, self.size(x).float().sigmoid()
 
+    def at(self, x: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Offset and size (B, 2) at flat cell indices (B,)."""
+        offset, size = (tower_at(tower, x, cells).float() for tower in (self.offset, self.size))
+        return offset + 0.5, size.sigmoid()
+
 
 class UncertaintyHead(nn.Module):
     """Log-variances of (cx, cy, w, h) at each cell; only the peak's are used."""
@@ -90,7 +116,15 @@ class UncertaintyHead(nn.Module):
         self.net = nn.Sequential(_conv(config.dim, width), Pointwise(width, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return LOG_VAR_CENTRE + LOG_VAR_RANGE * torch.tanh(self.net(x).float() / LOG_VAR_RANGE)
+        return self._bounded(self.net(x))
+
+    def at(self, x: Tensor, cells: Tensor) -> Tensor:
+        """(B, 4) at flat cell indices (B,)."""
+        return self._bounded(tower_at(self.net, x, cells))
+
+    @staticmethod
+    def _bounded(x: Tensor) -> Tensor:
+        return LOG_VAR_CENTRE + LOG_VAR_RANGE * torch.tanh(x.float() / LOG_VAR_RANGE)
 
 
 def at_cells(maps: Tensor, cells: Tensor) -> Tensor:
@@ -105,14 +139,24 @@ def hann_window(grid: int) -> Tensor:
     return (line[:, None] * line[None, :]).float()
 
 
-def decode(prediction: Prediction, window: Tensor | None = None) -> Detection:
-    """The box of the cell with the highest score; ``window`` (G, G) weighs the choice only."""
-    grid = prediction.score.shape[-1]
-    weighed = prediction.score if window is None else prediction.score * window
-    cells = weighed.flatten(1).argmax(1)
+def peak(score: Tensor, window: Tensor | None = None) -> Tensor:
+    """The flat index (B,) of the cell with the highest score (B, G, G); ``window`` (G, G) weighs
+    the choice only."""
+    weighed = score if window is None else score * window
+    return weighed.flatten(1).argmax(1)
+
+
+def centre(cells: Tensor, offset: Tensor, grid: int) -> Tensor:
+    """(B, 2) in units of the crop's side, of offsets (B, 2) from the corners of cells (B,)."""
     corner = torch.stack([cells % grid, cells // grid], dim=1)
-    centre = (corner + at_cells(prediction.offset, cells)) / grid
-    unit = torch.cat([centre, at_cells(prediction.size, cells)], dim=1)
+    return (corner + offset) / grid
+
+
+def decode(prediction: Prediction, window: Tensor | None = None) -> Detection:
+    """The box of the `peak`."""
+    cells = peak(prediction.score, window)
+    middle = centre(cells, at_cells(prediction.offset, cells), prediction.score.shape[-1])
+    unit = torch.cat([middle, at_cells(prediction.size, cells)], dim=1)
     score = prediction.score.flatten(1).gather(1, cells[:, None])[:, 0]
     return Detection(unit, at_cells(prediction.log_var, cells), score)
 

@@ -33,7 +33,7 @@ class ModelConfig:
     heads: int = 4  # heads of the matrix memory
     conv_kernel: int = 4  # taps of the causal convolution before q and k
     qkv_block: int = 4  # size of a block of the block-diagonal q, k, v projections
-    chunk: int = 64  # tokens that the mLSTM takes in parallel; longer sequences go chunk by chunk
+    chunk: int = 320  # tokens that the mLSTM takes in parallel; longer sequences go chunk by chunk
     drop_path: float = 0.0  # stochastic depth of the last block (0 at the first, linear between)
     scan: Literal["joint", "regional"] = "joint"  # see backbone.py
     memory: Literal["reset", "carry"] = "reset"  # carry: even blocks hand their state to the
@@ -134,7 +134,6 @@ PRESETS = {
             depth=4,
             tmoe_blocks=0,
             scan="regional",
-            chunk=49,
             film_every=2,
             film_hidden=48,
             head_channels=64,

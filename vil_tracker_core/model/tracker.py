@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vil_tracker_core.model.backbone import Backbone, Templates
 from vil_tracker_core.model.film import Context, Film, resample
-from vil_tracker_core.model.heads import CentreHead, Prediction, UncertaintyHead
+from vil_tracker_core.model.heads import (
+    CentreHead,
+    Detection,
+    Prediction,
+    UncertaintyHead,
+    at_cells,
+    centre,
+    peak,
+)
 from vil_tracker_core.model.presets import ModelConfig
 
 
@@ -80,8 +89,7 @@ class ViLTracker(nn.Module):
             context = resample(context, motion)
             modulation = self.film.pairs(context)
         features, templates, tapped = self.backbone(search, memory.templates, modulation, tap)
-        grid = self.config.search_grid
-        maps = features.transpose(1, 2).unflatten(-1, (grid, grid))
+        maps = self._maps(features)
         score, offset, size = self.centre_head(maps)
         prediction = Prediction(score, offset, size, self.uncertainty_head(maps))
         if self.film is not None:
@@ -90,6 +98,22 @@ class ViLTracker(nn.Module):
         if self.config.memory == "reset":
             templates = memory.templates
         return Step(prediction, Memory(templates, context), features, tapped)
+
+    def _maps(self, features: Tensor) -> Tensor:
+        """(B, G * G, dim) as (B, dim, G, G)."""
+        grid = self.config.search_grid
+        maps: Tensor = features.transpose(1, 2).unflatten(-1, (grid, grid))
+        return maps
+
+    def detect(self, step: Step, window: Tensor | None = None) -> Detection:
+        """What `decode` reads off all cells' predictions, with all but the score computed at the
+        best cell only: less work where a graph leaves out what is not asked for."""
+        maps = self._maps(step.features)
+        cells = peak(step.prediction.score, window)
+        offset, size = self.centre_head.at(maps, cells)
+        unit = torch.cat([centre(cells, offset, maps.shape[-1]), size], dim=1)
+        score = at_cells(step.prediction.score[:, None], cells)[:, 0]
+        return Detection(unit, self.uncertainty_head.at(maps, cells), score)
 
     def forward_clip(
         self, templates: Tensor, searches: Tensor, motions: Tensor, tap: int | None = None

@@ -32,8 +32,9 @@ from vil_tracker_core.model.export import (
 from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking.network import Network
 
-Arrays = list[npt.NDArray[np.float32]]
-Feed = dict[str, npt.NDArray[np.float32]]
+Arrays = list[npt.NDArray[Any]]
+Feed = dict[str, npt.NDArray[Any]]
+"""Of float32, but for the images' uint8."""
 
 
 def cache_folder() -> Path:
@@ -239,6 +240,38 @@ def _reduce(graph: Any) -> None:
     graph.validate_nodes_and_infer_types()
 
 
+class _Request:
+    """One run at a time of a compiled graph, in memory of its own: filling that is far quicker than
+    handing over arrays with every run."""
+
+    def __init__(self, compiled: Any) -> None:
+        import openvino
+
+        self._request = compiled.create_infer_request()
+        self._inputs: Feed = {}
+        self._outputs: Arrays = []
+        for port in compiled.inputs:
+            array = np.zeros(tuple(port.shape), port.element_type.to_dtype())
+            self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
+            # a tensor may have the names of what it passes through besides its own
+            self._inputs[next(name for name in port.names if "/" not in name)] = array
+        for port in compiled.outputs:
+            array = np.zeros(tuple(port.shape), port.element_type.to_dtype())
+            self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
+            self._outputs.append(array)
+
+    def start(self, feed: Feed) -> None:
+        """``feed`` may hold more than the graph takes."""
+        for name, array in self._inputs.items():
+            np.copyto(array, feed[name])
+        self._request.start_async()
+
+    def wait(self) -> Arrays:
+        """All outputs."""
+        self._request.wait()
+        return [array.copy() for array in self._outputs]
+
+
 class OpenvinoNetwork(GraphNetwork):
     """The graphs in OpenVINO: element-wise work fused, and bfloat16 where the CPU has it.
 
@@ -280,13 +313,13 @@ class OpenvinoNetwork(GraphNetwork):
             }
         except RuntimeError as error:
             raise GraphError(str(error)) from error
-        self._requests: dict[tuple[str, int], list[Any]] = {}
+        self._bound: dict[tuple[str, int], list[_Request]] = {}
         for name in graphs:
-            self._compiled(name, 1)
+            self._requests(name, 1)
 
-    def _compiled(self, name: str, streams: int) -> list[Any]:
+    def _requests(self, name: str, streams: int) -> list[_Request]:
         """A graph compiled for one row, and as many requests, which may run at once."""
-        if (name, streams) not in self._requests:
+        if (name, streams) not in self._bound:
             graph = self._graphs_read[name].clone()
             shapes = {item.any_name: item.partial_shape for item in graph.inputs}
             for shape in shapes.values():
@@ -296,26 +329,19 @@ class OpenvinoNetwork(GraphNetwork):
                 _reduce(graph)
             properties = {**self._properties, "NUM_STREAMS": streams}
             compiled = openvino_core().compile_model(graph, "CPU", properties)
-            self._requests[name, streams] = [
-                compiled.create_infer_request() for _ in range(streams)
-            ]
-        return self._requests[name, streams]
+            self._bound[name, streams] = [_Request(compiled) for _ in range(streams)]
+        return self._bound[name, streams]
 
     def _run(self, name: str, feed: Feed) -> Arrays:
         count = len(next(iter(feed.values())))
-        requests = self._compiled(name, min(count, self._threads))
-        # a tensor may have the names of what it passes through besides its own
-        inputs = [next(n for n in item.names if "/" not in n) for item in requests[0].model_inputs]
+        requests = self._requests(name, min(count, self._threads))
         rows: list[Arrays] = []
         for first in range(0, count, len(requests)):
             together = requests[: count - first]
             try:
                 for row, request in enumerate(together, start=first):
-                    given = {item: feed[item][row : row + 1] for item in inputs}
-                    request.start_async(given, share_inputs=True)
-            finally:  # none may run on over inputs that are gone
-                for request in together:
-                    request.wait()
-            # the requests' own memory is overwritten by their next run
-            rows += [[tensor.data.copy() for tensor in r.output_tensors] for r in together]
+                    request.start({name: array[row : row + 1] for name, array in feed.items()})
+            finally:  # none may be found still running by the next call
+                found = [request.wait() for request in together]
+            rows += found
         return rows[0] if count == 1 else [np.concatenate(p) for p in zip(*rows, strict=True)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vil_tracker_core import weights
 from vil_tracker_core.geometry import FloatArray, Image
-from vil_tracker_core.model.export import flatten, map_tensors
+from vil_tracker_core.model.export import channels_first, map_tensors
 from vil_tracker_core.model.heads import decode, hann_window
 from vil_tracker_core.model.tracker import Memory
 
@@ -79,18 +79,22 @@ class Network(ABC):
 
     @abstractmethod
     def _start(self, templates: Tensor) -> Memory:
-        """Templates (1, N, 3, T, T) RGB 0..255 -> memory."""
+        """Templates (1, N, T, T, 3) uint8 RGB -> memory."""
 
     @abstractmethod
     def _step(
         self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
     ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
-        """One frame of a batch -> (unit, log_var, score) and the memory after it."""
+        """One frame of a batch, crops (B, S, S, 3) uint8 RGB -> (unit, log_var, score) and the
+        memory after it."""
 
     @staticmethod
     def _images(crops: Many[Image]) -> Tensor:
-        """(B, 3, S, S) float32 RGB of (S, S, 3) uint8 BGR."""
-        return torch.from_numpy(cv2.dnn.blobFromImages(crops, swapRB=True))
+        """(B, S, S, 3) uint8 RGB of (S, S, 3) uint8 BGR."""
+        pixels = np.empty((len(crops), *crops[0].shape), np.uint8)
+        for crop, out in zip(crops, pixels, strict=True):
+            cv2.cvtColor(crop, cv2.COLOR_BGR2RGB, dst=out)
+        return torch.from_numpy(pixels)
 
     def start(self, templates: Many[Image]) -> Memory:
         """The memory of one track that begins with these template crops (T, T, 3) BGR."""
@@ -118,9 +122,9 @@ class Network(ABC):
         """
         torch.set_num_threads(self.torch_threads)
         # tracks with one and with two templates do not fit into one batch
-        alike: dict[tuple[torch.Size, ...], list[int]] = {}
+        alike: dict[int, list[int]] = {}
         for row, memory in enumerate(memories):
-            alike.setdefault(tuple(tensor.shape for tensor in flatten(memory)), []).append(row)
+            alike.setdefault(memory.templates.length, []).append(row)
         results: dict[int, tuple[Found, Memory]] = {}
         for rows in alike.values():
             (units, log_vars, scores), after = self._step(
@@ -159,7 +163,7 @@ class TorchNetwork(Network):
     @torch.inference_mode()
     def _start(self, templates: Tensor) -> Memory:
         with self._precision():
-            return self.model.start(templates.to(self.device))
+            return self.model.start(channels_first(templates.to(self.device)))
 
     def _precision(self) -> torch.autocast:
         reduced = self.precision == "bfloat16"
@@ -170,8 +174,9 @@ class TorchNetwork(Network):
         self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
     ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
         device = self.device
+        pixels = channels_first(search.to(device))
         with self._precision():
-            step = self.model.step(search.to(device), memory, motion.to(device), trust.to(device))
+            step = self.model.step(pixels, memory, motion.to(device), trust.to(device))
         best = decode(step.prediction, self.window)
         found = tuple(t.float().cpu().numpy() for t in (best.unit, best.log_var, best.score))
         return found, step.memory
