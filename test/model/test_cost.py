@@ -97,17 +97,17 @@ def reference() -> Cost:
 
 def test_the_reference_by_formula(reference: Cost) -> None:
     """The blocks of vil_s for 320 tokens, between their projections alone and these with the
-    mLSTM in chunks of 64 and q, k, v as one full matrix a head."""
-    dim, inner, heads, chunk, tokens = 384, 768, 4, 64, 64 + 256
+    mLSTM over all of them at once and its two block-diagonal maps as matrices 96 wide."""
+    dim, inner, heads, tokens = 384, 768, 4, 64 + 256
     head = inner // heads
     projections = dim * 2 * inner + inner * dim
     gates = 2 * heads * 3 * inner
-    within_chunk = 2 * heads * chunk * head  # q k^T, and its product with v
-    with_state = 2 * heads * head * head  # written to C, read from C
-    dense = 3 * heads * head * head
+    scores = 2 * heads * tokens * head  # q k^T, and its product with v
+    state = heads * head * head  # written to C
+    maps = 2 * inner * 96
     tmoe = 3 * dim * 4 * dim + 4 * (3 * dim * 2 * dim + dim)
     least = tokens * (24 * projections + 2 * tmoe)
-    most = least + tokens * 24 * (gates + within_chunk + with_state + dense)
+    most = least + tokens * 24 * (gates + scores + state + maps)
     assert least < reference.frame.blocks < 1.02 * most
     assert reference.frame.stem == 256 * PIXELS * dim
     assert reference.frame.film == 256 * (8 * (2 * dim * 96) + dim * 96 + 96 + dim * dim)
