@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors.torch import save_file
 from vil_tracker_core import weights
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
-from vil_tracker_core.weights import Calibration, Weights, WeightsError
+from vil_tracker_core.weights import Calibration, Weights, WeightsError, expected_tensors
 
 CONFIG = ModelConfig(
     name="smallest",
@@ -88,6 +90,22 @@ def test_a_built_net_is_the_saved_one(net: Weights, path: Path) -> None:
     assert model.config == CONFIG
     for name, tensor in model.state_dict().items():
         assert tensor.equal(net.tensors[name])
+
+
+def test_what_a_config_expects_is_what_its_net_has(net: Weights) -> None:
+    expected, built = expected_tensors(net.config), ViLTracker(net.config).state_dict()
+    assert {name: tensor.shape for name, tensor in expected.items()} == {
+        name: tensor.shape for name, tensor in built.items()
+    }
+    assert all(tensor.is_meta for tensor in expected.values())
+
+
+def test_opening_a_file_leaves_pytorchs_compiler_alone(path: Path) -> None:
+    """Importing it took a third of a tracker's start."""
+    opened = f"weights.load(Path({str(path)!r})).build()"
+    code = "import sys; from pathlib import Path; from vil_tracker_core import weights; " + opened
+    unwanted = "found = {'torch._dynamo', 'sympy'} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", f"{code}; {unwanted}"], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -18,6 +18,8 @@ from vil_tracker_core.tracking.graphs import (
     GraphNetwork,
     OnnxNetwork,
     OpenvinoNetwork,
+    _keep,
+    _read,
     cache_folder,
 )
 from vil_tracker_core.tracking.network import Found, Network, TorchNetwork, open_network
@@ -189,22 +191,73 @@ def test_graphs_are_exported_once_and_again_for_other_weights(
     assert len(list(cache.iterdir())) == 2
 
 
+class NothingCompiled:
+    """OpenVINO's core, of which neither a graph nor a compilation is asked."""
+
+    def __init__(self) -> None:
+        self._core = graphs.openvino_core()
+        self.get_property = self._core.get_property
+        self.import_model = self._core.import_model
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_openvino_compiles_once_for_all_starts(
+    make_weights: Make, frames: list[Image], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    loaded = make_weights(**SHALLOW)
+    first = several_frames(OpenvinoNetwork(loaded, threads=2, precision=precision), frames)
+    core = NothingCompiled()
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "openvino_core", lambda: core)
+        network = OpenvinoNetwork(loaded, threads=2, precision=precision)
+        second = several_frames(network, frames)  # a batch among them
+    for ours, theirs in zip(first, second, strict=True):
+        np.testing.assert_array_equal(ours.unit, theirs.unit)
+        np.testing.assert_array_equal(ours.variance, theirs.variance)
+        assert ours.score == theirs.score
+
+
+def test_what_was_compiled_serves_no_other_precision_and_thread_count(
+    make_weights: Make, cache: Path
+) -> None:
+    loaded = make_weights(**SHALLOW)
+    for number, options in enumerate(
+        ({"threads": 1}, {"threads": 2}, {"threads": 1, "precision": "bfloat16"}), start=1
+    ):
+        OpenvinoNetwork(loaded, **options)
+        assert len(list(cache.rglob("step-*.blob"))) == number
+
+
+def test_what_was_kept_is_whole_or_not_there(tmp_path: Path) -> None:
+    file, data = tmp_path / "new" / "file", bytes(range(256))
+    assert _read(file) is None
+    _keep(file, data)
+    assert _read(file) == data
+    assert list(file.parent.iterdir()) == [file]
+    whole = file.read_bytes()
+    damaged = [whole[:length] for length in (0, 31, 32, 100, len(whole) - 1)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (0, 31, 32, 200)]
+    for content in (*damaged, whole + b"\0", b"no graph"):
+        file.write_bytes(content)
+        assert _read(file) is None
+
+
 @RUNTIMES
 def test_a_damaged_cache_is_made_anew(
     make_weights: Make, frames: list[Image], cache: Path, runtime: type[GraphNetwork]
 ) -> None:
-    """A power cut while it was written must not end in a tracker that never starts again."""
+    """A power cut while it was written must not end in a tracker that never starts again, and a
+    bit that has flipped not in one that looks elsewhere."""
     loaded = make_weights(**SHALLOW)
-    runtime(loaded)
-    (step,) = cache.rglob("step.onnx")
-    whole = step.read_bytes()
-    for content in (b"", b"no graph", whole[: len(whole) // 2]):
-        step.write_bytes(content)
-        network = runtime(loaded)
-        start = network.start(crops_of(frames, 32)[:1])
-        found, _ = run(network, crops_of(frames, 64)[:1], [start])
-        assert np.isfinite(found[0].unit).all()
-        assert step.stat().st_size == len(whole)
+    expected = several_frames(runtime(loaded), frames)
+    kept = {file: file.read_bytes() for file in cache.rglob("*.*")}
+    assert len(kept) >= 3
+    for file, whole in kept.items():
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    for ours, theirs in zip(several_frames(runtime(loaded), frames), expected, strict=True):
+        np.testing.assert_array_equal(ours.unit, theirs.unit)
+    assert all(_read(file) is not None for file in kept)
 
 
 @RUNTIMES

@@ -68,10 +68,17 @@ class Embedding(nn.Module):
                 ]
             self.stem = nn.Sequential(*layers[:-1])
         self.norm = Norm(dim)
-        self.template_position = nn.Parameter(torch.randn(1, config.template_grid**2, dim) * 0.02)
-        self.search_position = nn.Parameter(torch.randn(1, config.search_grid**2, dim) * 0.02)
-        self.template_type = nn.Parameter(torch.randn(dim) * 0.02)
-        self.search_type = nn.Parameter(torch.randn(dim) * 0.02)
+        self.template_position = nn.Parameter(torch.empty(1, config.template_grid**2, dim))
+        self.search_position = nn.Parameter(torch.empty(1, config.search_grid**2, dim))
+        self.template_type = nn.Parameter(torch.empty(dim))
+        self.search_type = nn.Parameter(torch.empty(dim))
+        for added in (
+            self.template_position,
+            self.search_position,
+            self.template_type,
+            self.search_type,
+        ):
+            nn.init.normal_(added, std=0.02)
 
     def _tokens(self, images: Tensor) -> Tensor:
         pixels = (images.permute(0, 2, 3, 1) - self.mean) / self.std

@@ -129,7 +129,7 @@ class MlstmCell(nn.Module):
         nn.init.normal_(self.input_gate.bias, std=0.1)
         nn.init.zeros_(self.forget_gate.weight)
         with torch.no_grad():
-            self.forget_gate.bias.copy_(torch.linspace(3.0, 6.0, config.heads))
+            self.forget_gate.bias.copy_(torch.linspace(3.0, 6.0, config.heads, device="cpu"))
 
     def _gates(self, convolved: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input and forget gates' pre-activations (B, H, S)."""

@@ -1,14 +1,16 @@
 """The net as exported graphs, in OpenVINO or onnxruntime on the CPU.
 
-The graphs (ONNX, see model/export.py) are made once for each set of weights and kept on disk, so
-that only the first start of all pays for it.
+The graphs (ONNX, see model/export.py) are made once for each set of weights and kept on disk, and
+so is what OpenVINO compiles them to: only the first start of all pays for it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from abc import abstractmethod
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,29 @@ def cache_folder() -> Path:
     return Path(root) / "vil_tracker"
 
 
-class GraphError(Exception):
-    """A graph that its runtime cannot read."""
+def _read(file: Path) -> bytes | None:
+    """What `_keep` has put there, or None where it is missing or a single bit of it is another."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    seal, data = content[:32], content[32:]
+    return data if hashlib.sha256(data).digest() == seal else None
+
+
+def _keep(file: Path, data: bytes) -> None:
+    """Puts data there behind their SHA-256, whole or not at all.
+
+    A read-only or full disk costs the next start some seconds, nothing more.
+    """
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(hashlib.sha256(data).digest() + data)
+        part.replace(file)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class GraphNetwork(Network):
@@ -68,14 +91,12 @@ class GraphNetwork(Network):
             self._like = self._model.start(torch.zeros(1, 1, 3, size, size))
         self._changed = len(changing(self._model, self._like))
         self._folder = folder or cache_folder() / self._fingerprint(loaded)
-        try:
-            self._open(self._graphs())
-        except GraphError:
-            self._open(self._graphs(anew=True))  # the cached files are damaged
+        self._exported: dict[str, bytes] = {}
+        self._open([*self._starts, STEP])
 
     @abstractmethod
-    def _open(self, graphs: dict[str, bytes]) -> None:
-        """Makes the graphs ready to run; raises GraphError where they cannot be read."""
+    def _open(self, names: list[str]) -> None:
+        """Makes the graphs ready to run."""
 
     @abstractmethod
     def _run(self, name: str, feed: Feed) -> Arrays:
@@ -89,25 +110,16 @@ class GraphNetwork(Network):
             digest.update(source.read_bytes())
         return digest.hexdigest()[:32]
 
-    def _graphs(self, anew: bool = False) -> dict[str, bytes]:
-        """From the cache, or exported and put there where that is possible.
-
-        Args:
-            anew: whether to pass over what is cached.
-        """
-        files = {name: self._folder / f"{name}.onnx" for name in (*self._starts, STEP)}
-        if not anew and all(file.is_file() for file in files.values()):
-            return {name: file.read_bytes() for name, file in files.items()}
-        graphs = export(self._model, self.window)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for name, file in files.items():
-                part = file.with_suffix(f".{os.getpid()}.part")
-                part.write_bytes(graphs[name])
-                part.replace(file)
-        except OSError:
-            pass  # a read-only or full disk costs the next start some seconds, nothing more
-        return graphs
+    def _graph(self, name: str) -> bytes:
+        """From the cache, or exported with all others and put there where that is possible."""
+        if name not in self._exported:
+            kept = _read(self._folder / f"{name}.onnx")
+            if kept is not None:
+                return kept
+            self._exported = export(self._model, self.window)
+            for other, graph in self._exported.items():
+                _keep(self._folder / f"{other}.onnx", graph)
+        return self._exported[name]
 
     def _start(self, templates: Tensor) -> Memory:
         count = templates.shape[1]
@@ -150,14 +162,8 @@ class OnnxNetwork(GraphNetwork):
         self._threads = threads
         super().__init__(loaded, window_influence, folder)
 
-    def _open(self, graphs: dict[str, bytes]) -> None:
+    def _open(self, names: list[str]) -> None:
         import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import (
-            Fail,
-            InvalidArgument,
-            InvalidGraph,
-            InvalidProtobuf,
-        )
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
@@ -165,13 +171,10 @@ class OnnxNetwork(GraphNetwork):
         options.log_severity_level = 3
         # threads that wait must not spin: the camera driver and others need the cores
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._sessions = {
-                name: onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
-                for name, graph in graphs.items()
-            }
-        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
-            raise GraphError(str(error)) from error
+        self._sessions = {
+            name: onnxruntime.InferenceSession(self._graph(name), options, ["CPUExecutionProvider"])
+            for name in names
+        }
         self._inputs = {
             name: [item.name for item in session.get_inputs()]
             for name, session in self._sessions.items()
@@ -278,7 +281,7 @@ class OpenvinoNetwork(GraphNetwork):
     A batch is computed row by row, at once on as many of the threads as there are rows: threads
     that each have a row of their own need not wait for one another after each small operation, as
     they do where all share one. So the step is compiled again when a batch first occurs, which
-    takes about a second.
+    takes about a second the first time of all.
 
     Args:
         loaded: config, tensors and calibration.
@@ -306,31 +309,45 @@ class OpenvinoNetwork(GraphNetwork):
         }
         super().__init__(loaded, window_influence)
 
-    def _open(self, graphs: dict[str, bytes]) -> None:
-        try:
-            self._graphs_read = {
-                name: openvino_core().read_model(graph) for name, graph in graphs.items()
-            }
-        except RuntimeError as error:
-            raise GraphError(str(error)) from error
+    def _open(self, names: list[str]) -> None:
         self._bound: dict[tuple[str, int], list[_Request]] = {}
-        for name in graphs:
+        for name in names:
             self._requests(name, 1)
 
     def _requests(self, name: str, streams: int) -> list[_Request]:
         """A graph compiled for one row, and as many requests, which may run at once."""
         if (name, streams) not in self._bound:
-            graph = self._graphs_read[name].clone()
-            shapes = {item.any_name: item.partial_shape for item in graph.inputs}
-            for shape in shapes.values():
-                shape[0] = 1
-            graph.reshape(shapes)
-            if self.precision == "bfloat16" and name == STEP:  # a start is seldom, and lasts
-                _reduce(graph)
-            properties = {**self._properties, "NUM_STREAMS": streams}
-            compiled = openvino_core().compile_model(graph, "CPU", properties)
+            compiled = self._compiled(name, {**self._properties, "NUM_STREAMS": streams})
             self._bound[name, streams] = [_Request(compiled) for _ in range(streams)]
         return self._bound[name, streams]
+
+    def _compiled(self, name: str, properties: dict[str, Any]) -> Any:
+        """From the cache, or compiled and put there where that is possible."""
+        import openvino
+
+        core = openvino_core()
+        made_for = (
+            openvino.get_version(),
+            core.get_property("CPU", "FULL_DEVICE_NAME"),
+            core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+            self.precision,
+            properties,
+        )
+        key = hashlib.sha256(repr(made_for).encode()).hexdigest()[:16]
+        file = self._folder / f"{name}-{key}.blob"
+        kept = _read(file)
+        if kept is not None:
+            return core.import_model(io.BytesIO(kept), "CPU", properties)
+        graph = core.read_model(self._graph(name))
+        shapes = {item.any_name: item.partial_shape for item in graph.inputs}
+        for shape in shapes.values():
+            shape[0] = 1
+        graph.reshape(shapes)
+        if self.precision == "bfloat16" and name == STEP:  # a start is seldom, and lasts
+            _reduce(graph)
+        compiled = core.compile_model(graph, "CPU", properties)
+        _keep(file, compiled.export_model().getvalue())
+        return compiled
 
     def _run(self, name: str, feed: Feed) -> Arrays:
         count = len(next(iter(feed.values())))
