@@ -94,7 +94,7 @@ def three_frames_equal_pytorch(
                 out[FOUND.index(name)], expected.numpy(), atol=1e-4, err_msg=name
             )
         changed = [torch.from_numpy(array) for array in out[len(FOUND) :]]
-        assert len(changed) == len(changing(model, memory))
+        assert len(changed) == len(changing(memory))
         flat[len(flat) - len(changed) :] = changed
         for expected, found in zip(flatten(memory), flat, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)

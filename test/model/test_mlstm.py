@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vil_tracker_core.model.mlstm import (
     MlstmState,
+    merged,
     mlstm_chunkwise,
     mlstm_parallel,
     mlstm_recurrent,
@@ -231,6 +232,46 @@ def test_float32_is_close(form) -> None:
 def test_bfloat16_is_within_its_resolution(form) -> None:
     """bfloat16 resolves 2^-8; where the normaliser nearly cancels, the quotient loses more."""
     assert bounded_error(form, torch.bfloat16) < 2**-4
+
+
+def state_of(seed: int) -> MlstmState:
+    return mlstm_recurrent(*inputs(7, seed))[1]
+
+
+@given(seed=st.integers(0, 10**6), weights=st.lists(st.floats(0, 2), min_size=2, max_size=2))
+@settings(max_examples=15)
+def test_merged_memories_are_their_weighed_sum(seed: int, weights: list[float]) -> None:
+    one, other = state_of(seed), state_of(seed + 1)
+    weight = torch.tensor(weights, dtype=torch.float64)
+    (C, n), (other_C, other_n) = raw(one), raw(other)
+    found_C, found_n = raw(merged(one, other, weight))
+    expected_C = C + weight[:, None, None, None] * other_C
+    torch.testing.assert_close(found_C, expected_C, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found_n, n + weight[:, None, None] * other_n, rtol=1e-9, atol=1e-9)
+
+
+def test_merging_adds_nothing_of_an_empty_memory_or_one_without_weight() -> None:
+    one, other = state_of(0), state_of(1)
+    weight = torch.ones(2, dtype=torch.float64)
+    empty = MlstmState.empty(inputs(1)[0])
+    assert_same_state(merged(one, other, 0 * weight), one)
+    assert_same_state(merged(one, empty, weight), one)
+    for found, expected in zip(raw(merged(empty, one, weight)), raw(one), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_merged_memory_has_the_sums_gradient() -> None:
+    """Read by later tokens, with weights that one of the two outweighs and none at all."""
+    q, k, v, i, f = inputs(3, seed=5)
+    for weight in (torch.tensor([0.3, 40.0]).double(), torch.zeros(2).double()):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs(4, seed=6)]
+
+        def read(*parts: Tensor, weight: Tensor = weight) -> Tensor:
+            own = mlstm_recurrent(*inputs(2, seed=7))[1]
+            state = merged(own, mlstm_parallel(*parts)[1], weight)
+            return mlstm_parallel(q, k, v, i, f, state)[0]
+
+        assert torch.autograd.gradcheck(read, leaves)
 
 
 def test_gates_are_kept_in_float32_at_least() -> None:

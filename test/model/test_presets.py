@@ -76,6 +76,7 @@ def test_a_bad_choice_is_refused_with_a_sentence(changes: dict[str, Any], senten
         {"dim": 384.0},
         {"film_keep": 1.5},
         {"film_keep": float("nan")},
+        {"memory_keep": 1.0},
         {"search_factor": 0.0},
         {"drop_path": 1.0},
     ],

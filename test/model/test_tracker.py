@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vil_tracker_core.model.heads import decode, hann_window
+from vil_tracker_core.model.mlstm import MlstmState
 from vil_tracker_core.model.tracker import Memory, Step, ViLTracker, identity_motion
 
 FRAMES = 3
@@ -108,22 +109,47 @@ def test_a_step_changes_nothing_that_it_is_given(
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
 
 
-def test_carried_memory_is_one_long_scan(make_tracker: Make, clip) -> None:
-    """Even blocks run template, frame 1, frame 2, frame 3 as one sequence; odd blocks run each
-    frame backwards on its own."""
-    model = make_tracker(memory="carry", film="off")
-    templates, searches, _ = clip
-    embedding = model.backbone.embedding
-    regions = [embedding.template(templates[:, 0])]
-    regions += [embedding.search(searches[:, k]) for k in range(FRAMES)]
-    for index, block in enumerate(model.backbone.blocks):
-        if index % 2 == 0:
-            lengths = [region.shape[1] for region in regions]
-            regions = list(block(torch.cat(regions, dim=1))[0].split(lengths, dim=1))
-        else:
-            regions = [block(region.flip(1))[0].flip(1) for region in regions]
-    for step, region in zip(model.forward_clip(*clip), regions[1:], strict=True):
-        torch.testing.assert_close(step.features, model.backbone.norm(region), rtol=1e-9, atol=1e-9)
+def plain(state: MlstmState) -> tuple[Tensor, Tensor]:
+    """C and n without a stabiliser."""
+    weight = torch.exp(state.m)[..., None]
+    return weight[..., None] * state.C, weight * state.n
+
+
+def test_carried_memory_is_the_templates_and_what_the_frame_before_left(
+    make_tracker: Make, clip
+) -> None:
+    """Even blocks run a frame from both, odd blocks run it backwards on its own."""
+    model = make_tracker(memory="carry", film="off", memory_keep=0.4)
+    templates, searches, motions = clip
+    memory = model.start(templates)
+    begins = list(memory.templates.states)
+    for k, trust in enumerate((0.9, 0.3, 1.0)):
+        trusts = torch.full((2,), trust, dtype=torch.float64)
+        step = model.step(searches[:, k], memory, motions[:, k], trusts)
+        memory = step.memory
+        x = model.backbone.embedding.search(searches[:, k])
+        weight = 0.4 * trust * step.prediction.score.flatten(1).amax(1).double()[:, None]
+        for index, block in enumerate(model.backbone.blocks):
+            own = memory.templates.states[index]
+            if own is None:
+                x = block(x.flip(1))[0].flip(1)
+                continue
+            x, after = block(x, begins[index])
+            (C, n), (left_C, left_n) = plain(own.memory), plain(after.memory)
+            C, n = C + weight[..., None, None] * left_C, n + weight[..., None] * left_n
+            begins[index] = own._replace(memory=MlstmState(C, n, torch.zeros_like(own.memory.m)))
+        expected = model.backbone.norm(x)
+        torch.testing.assert_close(step.features, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_frame_that_is_not_trusted_leaves_nothing_in_a_carried_memory(
+    make_tracker: Make, clip
+) -> None:
+    model = make_tracker(memory="carry")
+    templates, searches, motions = clip
+    memory = model.start(templates)
+    after = model.step(searches[:, 0], memory, motions[:, 0], torch.zeros(2).double()).memory
+    assert_same(after.states, memory.states)
 
 
 def test_carried_memory_differs_from_reset(make_tracker: Make, clip) -> None:

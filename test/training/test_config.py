@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from vil_tracker_core.data.sequence import DataError
+from vil_tracker_core.model.presets import preset
 from vil_tracker_core.training.config import load_config
 
 SHIPPED = sorted((Path(__file__).parents[2] / "config" / "train").glob("*.yaml"))
@@ -50,6 +52,15 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert config.teacher is None
     assert config.hub is None
     assert config.model_config_of().name == "vil_tiny"
+
+
+def test_the_presets_memory_may_be_another(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD + "memory: carry\n")
+    assert load_config(path).model_config_of() == replace(preset("vil_tiny"), memory="carry")
+    path.write_text(GOOD.replace("vil_tiny", "vil_s") + "memory: carry\n")
+    with pytest.raises(DataError, match="needs scan 'regional'"):
+        load_config(path)
 
 
 def test_time_in_epochs(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from vil_tracker_core.model.block import Block, CellState, Norm
 from vil_tracker_core.model.mobile import MEAN, STD, MobileStem
 from vil_tracker_core.model.presets import ModelConfig
 
+States = tuple[CellState | None, ...]
+"""Of each even block, None at odd ones."""
+
 
 class Templates(NamedTuple):
     """What the backbone keeps of a track's templates.
@@ -26,13 +29,13 @@ class Templates(NamedTuple):
         tokens: (B, N * T, dim) embedded templates for the joint scan, which runs them anew with
             every frame; None in the regional scan.
         features: (B, N * T, dim) normalised features of the templates (regional scan), or None.
-        states: for the regional scan, each even block's state after the templates (None at odd
-            blocks); empty in the joint scan.
+        states: for the regional scan, the even blocks' after the templates; empty in the joint
+            scan.
     """
 
     tokens: Tensor | None
     features: Tensor | None
-    states: tuple[CellState | None, ...]
+    states: States
 
     @property
     def length(self) -> int:
@@ -134,8 +137,13 @@ class Backbone(nn.Module):
         return x * gamma + beta
 
     def forward(
-        self, search: Tensor, templates: Templates, modulation: Modulation, tap: int | None = None
-    ) -> tuple[Tensor, Templates, Tensor | None]:
+        self,
+        search: Tensor,
+        templates: Templates,
+        modulation: Modulation,
+        tap: int | None = None,
+        states: States = (),
+    ) -> tuple[Tensor, States, Tensor | None]:
         """One search crop (B, 3, S, S) after its templates.
 
         Args:
@@ -144,14 +152,16 @@ class Backbone(nn.Module):
             modulation: of the search tokens; empty for none. (The templates are of the first
                 frame, which has no context, so they are never modulated.)
             tap: index of a block whose search tokens are returned as well.
+            states: the even blocks' before the crop in the regional scan, if not the templates'.
 
         Returns:
-            normalised search features (B, G * G, dim); the templates with the even blocks' states
-            after this frame (for `memory: carry`); the tapped tokens.
+            normalised search features (B, G * G, dim); the even blocks' states after the crop in
+            the regional scan; the tapped tokens.
         """
         x = self.embedding.search(search)
         tapped: Tensor | None = None
-        states = list(templates.states)
+        states = states or templates.states
+        ends = list(states)
         before = 0 if templates.tokens is None else templates.tokens.shape[1]
         if templates.tokens is not None:
             x = torch.cat([templates.tokens, x], dim=1)
@@ -161,7 +171,7 @@ class Backbone(nn.Module):
             elif before:
                 x, _ = block(x)
             else:
-                x, states[index] = block(x, templates.states[index])
+                x, ends[index] = block(x, states[index])
             if modulation and before:
                 x = torch.cat(
                     [x[:, :before], self._modulate(x[:, before:], index, modulation)], dim=1
@@ -171,4 +181,4 @@ class Backbone(nn.Module):
             if index == tap:
                 tapped = x[:, before:]
         features: Tensor = self.norm(x)[:, before:]
-        return features, templates._replace(states=tuple(states)), tapped
+        return features, tuple(ends), tapped

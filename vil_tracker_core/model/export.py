@@ -72,12 +72,10 @@ class _Start(nn.Module):
         return flatten(self.model.start(channels_first(templates)))
 
 
-def changing(model: ViLTracker, memory: Memory) -> list[Tensor]:
+def changing(memory: Memory) -> list[Tensor]:
     """The tensors of a memory that a step changes, the last of them in `flatten`'s order: the
     context and, with `memory: carry`, the states."""
-    if model.config.memory == "carry":
-        return flatten(memory._replace(templates=Templates(None, None, memory.templates.states)))
-    return list(memory.context)
+    return flatten(memory._replace(templates=Templates(None, None, ())))
 
 
 class _Step(nn.Module):
@@ -93,7 +91,7 @@ class _Step(nn.Module):
         known = unflatten(self.like, memory)
         step = self.model.step(channels_first(search), known, motion, trust)
         found = self.model.detect(step, self.window)
-        return (found.unit, found.log_var, found.score, *changing(self.model, step.memory))
+        return (found.unit, found.log_var, found.score, *changing(step.memory))
 
 
 def _exported(
@@ -145,6 +143,6 @@ def export(model: ViLTracker, window: Tensor) -> dict[str, bytes]:
         _Step(model, window, memory),
         (search, motion, trust, flat),
         ["search", "motion", "trust", *names],
-        [*FOUND, *(f"next_{index}" for index in range(len(changing(model, memory))))],
+        [*FOUND, *(f"next_{index}" for index in range(len(changing(memory))))],
     )
     return graphs

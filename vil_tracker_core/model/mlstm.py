@@ -47,6 +47,21 @@ class MlstmState(NamedTuple):
         )
 
 
+def merged(one: MlstmState, other: MlstmState, weight: Tensor) -> MlstmState:
+    """What holds all that both hold: the sum of the C and of the n, the other's times ``weight``.
+
+    Args:
+        one: (B, ...).
+        other: (B, ...).
+        weight: (B,), 0 or more.
+    """
+    other_m = other.m + torch.log(weight.to(one.m.dtype))[:, None]
+    m = torch.maximum(one.m, other_m).detach()  # see `_written`
+    of_one, of_other = torch.exp(one.m - m), torch.exp(other_m - m)
+    C = of_one[..., None, None] * one.C + of_other[..., None, None] * other.C
+    return MlstmState(C, of_one[..., None] * one.n + of_other[..., None] * other.n, m)
+
+
 def gate_dtype(q: Tensor) -> torch.dtype:
     """float32, or float64 where the inputs are."""
     return torch.promote_types(q.dtype, torch.float32)

@@ -37,7 +37,8 @@ class ModelConfig:
     drop_path: float = 0.0  # stochastic depth of the last block (0 at the first, linear between)
     scan: Literal["joint", "regional"] = "joint"  # see backbone.py
     memory: Literal["reset", "carry"] = "reset"  # carry: even blocks hand their state to the
-    # next frame (regional scan only)
+    # next frame, beside the templates' (regional scan only)
+    memory_keep: float = 0.5  # what the handed state weighs, times the frame's confidence
 
     # TMoE-MLP
     experts: int = 4  # routed experts beside the shared one
@@ -74,7 +75,7 @@ class ModelConfig:
             raise ValueError("stem 'conv' needs three stem_channels")
         if self.stem != "patch" and self.patch != 16:
             raise ValueError(f"stem {self.stem!r} has a stride of 16: it needs patch 16")
-        for name in ("drop_path", "film_keep"):
+        for name in ("drop_path", "film_keep", "memory_keep"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
         for name in ("template_factor", "search_factor"):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vil_tracker_core.model.backbone import Backbone, Templates
+from vil_tracker_core.model.backbone import Backbone, States, Templates
 from vil_tracker_core.model.film import Context, Film, resample
 from vil_tracker_core.model.heads import (
     CentreHead,
@@ -18,6 +18,7 @@ from vil_tracker_core.model.heads import (
     centre,
     peak,
 )
+from vil_tracker_core.model.mlstm import merged
 from vil_tracker_core.model.presets import ModelConfig
 
 
@@ -25,13 +26,14 @@ class Memory(NamedTuple):
     """All that the net remembers of one track (or a batch of them, along axis 0).
 
     Attributes:
-        templates: the templates' side of the backbone; with `memory: carry` the states have seen
-            the frames since as well.
+        templates: the templates' side of the backbone.
         context: FiLM's context on the search grid.
+        states: with `memory: carry`, what the even blocks begin the next frame with; else empty.
     """
 
     templates: Templates
     context: Context
+    states: States
 
 
 class Step(NamedTuple):
@@ -63,7 +65,8 @@ class ViLTracker(nn.Module):
         """The memory of a track that begins with these crops (B, N, 3, T, T), RGB 0..255."""
         length, dim = self.config.search_grid**2, self.config.dim
         context = Context.empty(templates.shape[0], length, dim, like=templates)
-        return Memory(self.backbone.encode_templates(templates), context)
+        encoded = self.backbone.encode_templates(templates)
+        return Memory(encoded, context, encoded.states if self.config.memory == "carry" else ())
 
     def step(
         self,
@@ -80,7 +83,7 @@ class ViLTracker(nn.Module):
             memory: of `start` or of the frame before.
             motion: (B, 3) how the search crop moved since the frame before, see `film.resample`.
             trust: (B,) in 0..1, 0 while the track is lost: how far this frame may renew the
-                context. The score's peak weighs it further.
+                context, and what it leaves in a carried memory. The score's peak weighs it further.
             tap: index of a block whose search tokens are wanted.
         """
         context = memory.context
@@ -88,16 +91,34 @@ class ViLTracker(nn.Module):
         if self.film is not None:
             context = resample(context, motion)
             modulation = self.film.pairs(context)
-        features, templates, tapped = self.backbone(search, memory.templates, modulation, tap)
+        templates = memory.templates
+        features, states, tapped = self.backbone(search, templates, modulation, tap, memory.states)
         maps = self._maps(features)
         score, offset, size = self.centre_head(maps)
         prediction = Prediction(score, offset, size, self.uncertainty_head(maps))
+        confidence = trust * score.flatten(1).amax(1).detach()
         if self.film is not None:
-            confidence = trust * score.flatten(1).amax(1).detach()
             context = self.film.renew(context, features, confidence)
+        states = self._carried(templates.states, states, confidence)
+        return Step(prediction, Memory(templates, context, states), features, tapped)
+
+    def _carried(self, own: States, after: States, confidence: Tensor) -> States:
+        """What the next frame begins with: the templates' states and, by the frame's confidence,
+        those after it.
+
+        The templates' are added anew with each frame. Where the states were only handed on, every
+        frame wrote four times as many tokens as the template into heads that forget next to
+        nothing, and the target's share of the memory shrank with each.
+        """
         if self.config.memory == "reset":
-            templates = memory.templates
-        return Step(prediction, Memory(templates, context), features, tapped)
+            return ()
+        weight = self.config.memory_keep * confidence
+        return tuple(
+            None
+            if one is None or other is None
+            else one._replace(memory=merged(one.memory, other.memory, weight))
+            for one, other in zip(own, after, strict=True)
+        )
 
     def _maps(self, features: Tensor) -> Tensor:
         """(B, G * G, dim) as (B, dim, G, G)."""

@@ -89,7 +89,7 @@ class GraphNetwork(Network):
         size = self.config.template_size
         with torch.inference_mode():
             self._like = self._model.start(torch.zeros(1, 1, 3, size, size))
-        self._changed = len(changing(self._model, self._like))
+        self._changed = len(changing(self._like))
         self._folder = folder or cache_folder() / self._fingerprint(loaded)
         self._exported: dict[str, bytes] = {}
         self._open([*self._starts, STEP])

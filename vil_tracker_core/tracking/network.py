@@ -102,8 +102,9 @@ class Network(ABC):
         return self._start(self._images(templates)[None])
 
     def renew(self, memory: Memory, templates: Many[Image]) -> Memory:
-        """The memory with other templates and the same temporal context."""
-        return memory._replace(templates=self.start(templates).templates)
+        """The memory with other templates and the same temporal context; a carried memory begins
+        anew with them."""
+        return self.start(templates)._replace(context=memory.context)
 
     def step(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,6 +132,7 @@ class TrainConfig(_Strict):
     """
 
     model: str = Field(description="preset")
+    memory: Literal["reset", "carry"] | None = Field(None, description="if not the preset's")
     init: Path | None = Field(None, description="weights to start from")
     data: DataConfig
     teacher: TeacherConfig | None = None
@@ -176,7 +178,7 @@ class TrainConfig(_Strict):
     @model_validator(mode="after")
     def _fits_the_model(self) -> TrainConfig:
         try:
-            model = preset(self.model)
+            model = self.model_config_of()
         except ValueError as error:
             raise ValueError(f"model = {self.model!r}: {error}") from None
         if model.stem != "mobile" and (self.trunk_lr, self.freeze_trunk) != (1, 0):
@@ -189,7 +191,8 @@ class TrainConfig(_Strict):
         return self
 
     def model_config_of(self) -> ModelConfig:
-        return preset(self.model)
+        model = preset(self.model)
+        return replace(model, memory=self.memory) if self.memory else model
 
 
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
