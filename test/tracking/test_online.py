@@ -355,6 +355,18 @@ def test_a_target_that_returns_elsewhere_is_found_by_three_sure_looks(
         assert float(iou(result.box, there)) > 0.9
 
 
+def test_the_three_sure_looks_must_show_the_same_place(start: Callable[..., Scripted]) -> None:
+    run = start()
+    run.lose()
+    while is_near(copied(run.track).look(FRAME, run.stamp + DT)):
+        run.tell(UNSEEN)
+    crop = copied(run.track).look(FRAME, run.stamp + DT).crop
+    here = crop.to_frame(np.array([0.5, 0.5, 0.1, 0.1]))
+    there = Box(here.x + 2 * here.w, here.y, here.w, here.h)
+    states = [run.tell(SEEN, box).state for box in (here, here, there, there, there)]
+    assert states == [LOST] * 4 + [TRACKING]
+
+
 def test_a_look_elsewhere_leaves_the_memory(
     start: Callable[..., Scripted],
 ) -> None:

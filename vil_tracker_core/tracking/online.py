@@ -152,7 +152,7 @@ class Track:
         self._unseen = 0.0  # seconds since the target was last seen
         self._seen = box  # where it was last seen
         self._candidate: Box | None = None  # while lost: where it may have come back
-        self._doubts = 0  # confident looks at it that are still missing
+        self._sights, self._needed = 0, 0  # confident looks at it in a row: had, asked for
         self._reset = ""  # why all motion was forgotten, until the target is seen again
         self._since_template = 0
         self._noise: FloatArray = np.zeros((4, 4))  # covariance of the last measurement
@@ -334,11 +334,12 @@ class Track:
             self._candidate = None
             return TrackState.LOST, reason
         if self._candidate is None:
-            self._doubts = 2 if self._far else 1
-        elif float(iou(box, self._candidate)) >= 0.2:
-            self._doubts -= 1
+            self._sights, self._needed = 0, 3 if self._far else 2
+        elif float(iou(box, self._candidate)) < 0.2:
+            self._sights = 0
+        self._sights += 1
         self._candidate = box
-        if self._doubts:
+        if self._sights < self._needed:
             return TrackState.LOST, f"{reason}; seen once again"
         self._candidate, self._reset = None, ""
         fresh = kalman.start(box, self.config.kalman)
