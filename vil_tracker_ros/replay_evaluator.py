@@ -9,7 +9,6 @@ ends with a report when the last frame is answered or the stream has gone quiet.
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from vil_tracker_core.evaluation.report import write_report
 from vil_tracker_core.evaluation.scoring import TrackerScore, score
 from vil_tracker_ros.conversions import from_bounding_box, stamp_ns, to_bounding_box, to_time
 from vil_tracker_ros.msg import Track, TrackArray
+from vil_tracker_ros.processes import interruptible
 from vil_tracker_ros.srv import InitTrack
 
 NS = 1_000_000_000
@@ -235,14 +235,13 @@ def summary(results: Results, scores: list[TrackerScore], replay: Replay) -> str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates one replay; exit status 0 with a report, 2 without."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
     try:
-        rclpy.init(args=argv)
-        node = ReplayEvaluator()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        node.listen(executor)
+        with interruptible():
+            rclpy.init(args=argv)
+            node = ReplayEvaluator()
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
+            node.listen(executor)
         results = node.replay.results()
         scores = score(results)
         page = write_report(results, scores, node.out)

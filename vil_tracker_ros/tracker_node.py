@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -41,6 +39,7 @@ from vil_tracker_ros.diagnostics import Health
 from vil_tracker_ros.drawing import draw
 from vil_tracker_ros.msg import TrackArray
 from vil_tracker_ros.pipeline import NS, Frame, FrameResult, Pipeline, Refused
+from vil_tracker_ros.processes import interruptible
 from vil_tracker_ros.srv import InitTrack, StopTrack
 
 DIAGNOSTICS_PERIOD = 1.0
@@ -361,23 +360,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the node until it is told to stop, and ends the process; its exit status is 2 where the
     node could not start."""
     cv2.setNumThreads(1)  # its threads would fight with the net's
-    # Both signals interrupt Python at once, also while a network is loaded; rclpy's own handlers,
-    # which pass them on, only wake what waits.
-    _on_signals(_interrupt)
     node: TrackerNode | None = None
-    status = 0
     try:
-        rclpy.init(args=argv)
-        node = TrackerNode()
-        status = _run(node)
+        with interruptible():
+            rclpy.init(args=argv)
+            node = TrackerNode()
+            status = _run(node)
     except parameters.ParameterError as error:
         print(f"vil_tracker: {error}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except RCLError:
-        if rclpy.ok():  # else the context went while a transition was under way
-            raise
+        status = 0
     if node is not None:
         node.stop_working()
         node.destroy_node()
@@ -396,17 +389,6 @@ def _run(node: TrackerNode) -> int:
         return 2
     executor.spin()
     return 0
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """Once: a terminal and a launch file may both pass on the same Ctrl-C."""
-    _on_signals(signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def _on_signals(handler: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
 
 
 if __name__ == "__main__":
