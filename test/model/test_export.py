@@ -13,6 +13,7 @@ import torch
 from vil_tracker_core.model.export import (
     FOUND,
     STEP,
+    changed,
     changing,
     channels_first,
     export,
@@ -93,9 +94,9 @@ def three_frames_equal_pytorch(
             np.testing.assert_allclose(
                 out[FOUND.index(name)], expected.numpy(), atol=1e-4, err_msg=name
             )
-        changed = [torch.from_numpy(array) for array in out[len(FOUND) :]]
-        assert len(changed) == len(changing(memory))
-        flat[len(flat) - len(changed) :] = changed
+        after = [torch.from_numpy(array) for array in out[len(FOUND) :]]
+        assert len(after) == len(changing(memory))
+        flat[len(flat) - len(after) :] = after
         for expected, found in zip(flatten(memory), flat, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
@@ -113,6 +114,19 @@ def test_unflatten_is_the_inverse_of_flatten() -> None:
     assert type(again) is type(memory)
     for before, after in zip(flatten(memory), flatten(again), strict=True):
         torch.testing.assert_close(after, before + 1)
+
+
+def test_a_step_changes_the_last_tensors_of_a_memory() -> None:
+    model = net(replace(TINY, memory="carry"))
+    with torch.no_grad():
+        memory = model.start(torch.rand(2, 1, 3, 32, 32))
+        search = torch.rand(2, 3, 64, 64)
+        memory = model.step(search, memory, torch.tensor([[0.0, 0.0, 1.0]] * 2), torch.ones(2))[1]
+    flat, last = flatten(memory), [tensor + 1 for tensor in changing(memory)]
+    assert 2 < len(last) < len(flat)
+    after = changed(memory, last)
+    expected = [*flat[: len(flat) - len(last)], *last]
+    assert all(a is b for a, b in zip(flatten(after), expected, strict=True))
 
 
 def test_exporting_leaves_the_model_in_evaluation_mode() -> None:

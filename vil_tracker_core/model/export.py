@@ -72,10 +72,19 @@ class _Start(nn.Module):
         return flatten(self.model.start(channels_first(templates)))
 
 
+NO_TEMPLATES = Templates(None, None, ())
+
+
 def changing(memory: Memory) -> list[Tensor]:
     """The tensors of a memory that a step changes, the last of them in `flatten`'s order: the
     context and, with `memory: carry`, the states."""
-    return flatten(memory._replace(templates=Templates(None, None, ())))
+    return flatten(memory._replace(templates=NO_TEMPLATES))
+
+
+def changed(memory: Memory, tensors: list[Tensor]) -> Memory:
+    """The memory with others in the place of those `changing` ones."""
+    after = unflatten(memory._replace(templates=NO_TEMPLATES), tensors)
+    return after._replace(templates=memory.templates)
 
 
 class _Step(nn.Module):

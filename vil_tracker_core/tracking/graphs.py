@@ -25,7 +25,7 @@ from vil_tracker_core import weights
 from vil_tracker_core.model.export import (
     FOUND,
     STEP,
-    changing,
+    changed,
     export,
     flatten,
     start_names,
@@ -35,7 +35,7 @@ from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking.network import Network
 
 Arrays = list[npt.NDArray[Any]]
-Feed = dict[str, npt.NDArray[Any]]
+Feed = dict[str, Tensor]
 """Of float32, but for the images' uint8."""
 
 
@@ -89,7 +89,6 @@ class GraphNetwork(Network):
         size = self.config.template_size
         with torch.inference_mode():
             self._like = self._model.start(torch.zeros(1, 1, 3, size, size))
-        self._changed = len(changing(self._like))
         self._folder = folder or cache_folder() / self._fingerprint(loaded)
         self._exported: dict[str, bytes] = {}
         self._open([*self._starts, STEP])
@@ -125,19 +124,17 @@ class GraphNetwork(Network):
         count = templates.shape[1]
         if count > self.max_templates:
             raise ValueError(f"{count} templates: the graphs take {self.max_templates}")
-        found = self._run(self._starts[count - 1], {"templates": templates.numpy()})
+        found = self._run(self._starts[count - 1], {"templates": templates})
         return unflatten(self._like, [torch.from_numpy(array) for array in found])
 
     def _step(
         self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
     ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
-        flat = flatten(memory)
-        given = {"search": search, "motion": motion, "trust": trust}
-        given |= {f"memory_{index}": tensor for index, tensor in enumerate(flat)}
-        out = self._run(STEP, {name: tensor.numpy() for name, tensor in given.items()})
-        changed = [torch.from_numpy(array) for array in out[len(FOUND) :]]
-        kept = flat[: len(flat) - self._changed]
-        return tuple(out[: len(FOUND)]), unflatten(self._like, [*kept, *changed])
+        feed = {"search": search, "motion": motion, "trust": trust}
+        feed |= {f"memory_{index}": tensor for index, tensor in enumerate(flatten(memory))}
+        out = self._run(STEP, feed)
+        after = changed(memory, [torch.from_numpy(array) for array in out[len(FOUND) :]])
+        return tuple(out[: len(FOUND)]), after
 
 
 class OnnxNetwork(GraphNetwork):
@@ -181,7 +178,7 @@ class OnnxNetwork(GraphNetwork):
         }
 
     def _run(self, name: str, feed: Feed) -> Arrays:
-        given = {item: feed[item] for item in self._inputs[name]}
+        given = {item: feed[item].numpy() for item in self._inputs[name]}
         outputs: Arrays = self._sessions[name].run(None, given)
         return outputs
 
@@ -251,7 +248,8 @@ class _Request:
         import openvino
 
         self._request = compiled.create_infer_request()
-        self._inputs: Feed = {}
+        self._inputs: dict[str, npt.NDArray[Any]] = {}
+        self._given: Feed = {}
         self._outputs: Arrays = []
         for port in compiled.inputs:
             array = np.zeros(tuple(port.shape), port.element_type.to_dtype())
@@ -264,9 +262,13 @@ class _Request:
             self._outputs.append(array)
 
     def start(self, feed: Feed) -> None:
-        """``feed`` may hold more than the graph takes."""
+        """``feed`` may hold more than the graph takes. A track's templates are the same tensors
+        from frame to frame, and are there already."""
         for name, array in self._inputs.items():
-            np.copyto(array, feed[name])
+            tensor = feed[name]
+            if tensor is not self._given.get(name):
+                np.copyto(array, tensor.numpy())
+                self._given[name] = tensor
         self._request.start_async()
 
     def wait(self) -> Arrays:
@@ -351,13 +353,21 @@ class OpenvinoNetwork(GraphNetwork):
 
     def _run(self, name: str, feed: Feed) -> Arrays:
         count = len(next(iter(feed.values())))
+        in_rows = (
+            [feed]
+            if count == 1
+            else [
+                {name: tensor[row : row + 1] for name, tensor in feed.items()}
+                for row in range(count)
+            ]
+        )
         requests = self._requests(name, min(count, self._threads))
         rows: list[Arrays] = []
         for first in range(0, count, len(requests)):
             together = requests[: count - first]
             try:
                 for row, request in enumerate(together, start=first):
-                    request.start({name: array[row : row + 1] for name, array in feed.items()})
+                    request.start(in_rows[row])
             finally:  # none may be found still running by the next call
                 found = [request.wait() for request in together]
             rows += found
