@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -72,10 +72,12 @@ class Fixed:
 
 
 def clips_of(
-    video: Sequence, frames: int = 4, absent: float = 0.0, level: float = 1.0
+    video: Sequence, frames: int = 4, absent: float = 0.0, level: float = 1.0, templates: int = 1
 ) -> ClipDataset:
-    sources = [(1.0, Fixed(video))]
-    return ClipDataset(sources, NANO, frames, 40, 11, lambda index: Difficulty(level), absent)
+    sources, difficulty = [(1.0, Fixed(video))], Difficulty(level)
+    return ClipDataset(
+        sources, NANO, frames, 40, 11, lambda index: difficulty, absent, templates=templates
+    )
 
 
 def bright(crop: Image) -> Image:
@@ -152,6 +154,33 @@ def test_template_shows_the_target_in_its_middle() -> None:
         # side of the crop: template_factor times the geometric mean of the box's sides
         extent = math.sqrt((x1 - x0) * (y1 - y0))
         assert extent == pytest.approx(1 / NANO.template_factor, rel=0.25)
+
+
+def test_a_second_template_shows_the_target_of_the_first_search_frame() -> None:
+    def colour_of(index: int) -> Image:
+        """The same scene with a ground of its own in each frame."""
+        return np.where(scene(0) > 30, scene(0), 20 * index + 20).astype(np.uint8)
+
+    dataset = clips_of(replace(still(4), load=colour_of), frames=3, templates=2)
+    offsets, extents, nearer = [], [], []
+    for clip in all_clips(dataset):
+        assert clip["template"].shape == (2, 3, NANO.template_size, NANO.template_size)
+        first, second = clip["template"]
+        assert is_mirrored(first) == is_mirrored(second)
+        x0, y0, x1, y1 = found_box(second)
+        offsets.append([(x0 + x1) / 2 - 0.5, (y0 + y1) / 2 - 0.5])
+        extents.append(math.sqrt((x1 - x0) * (y1 - y0)) * NANO.template_factor)
+        before, seen, now = (np.median(crop) for crop in (first, second, clip["search"][0]))
+        nearer.append(abs(seen - now) < abs(seen - before))
+    assert np.abs(offsets).max() < 0.2, "a track's box is not exact, but it is the target's"
+    assert 0.01 < np.std(offsets) < 0.06
+    assert np.mean(extents) == pytest.approx(1, abs=0.1)
+    assert np.mean(nearer) > 0.9, "some looks burn the ground out"
+
+
+def test_a_second_template_of_an_absent_target_is_the_first_again() -> None:
+    for clip in all_clips(clips_of(moving(hidden=(1,)), templates=2)):
+        np.testing.assert_array_equal(clip["template"][1], clip["template"][0])
 
 
 def test_motion_maps_a_crop_to_the_one_before_also_when_mirrored() -> None:

@@ -111,6 +111,7 @@ def test_config_cannot_be_changed(tmp_path: Path) -> None:
         ("model: vil_huge", ("model", "'vil_huge'", "vil_nano")),
         ("1: 2", ("1",)),
         ("teacher: {kind: fear_xs, folder: a, block: 4}", ("teacher.block = 4", "0 to 3")),
+        ("templates: 2", ("templates = 2", "two search frames")),
         ("trunk_lr: 0.1", ("vil_tiny has no trunk", "trunk_lr")),
         ("freeze_trunk: 2", ("vil_tiny has no trunk", "freeze_trunk")),
         ("freeze_trunk: 14", ("freeze_trunk = 14", "at most 13")),

@@ -112,6 +112,25 @@ def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf) -
         torch.testing.assert_close(one.memory.context.tokens, two.memory.context.tokens)
 
 
+def test_a_second_template_serves_all_frames_but_the_first(
+    make_config: MakeConfig, batch_of: BatchOf
+) -> None:
+    """As online: the templates are renewed, the temporal context stays."""
+    config = make_config(frames=3, templates=2)
+    student, batch = new_student(config), batch_of(config)
+    assert batch["template"].shape[1] == 2
+    net = student.tracker.eval()
+    search, motion = batch["search"].float(), batch["motion"]
+    both = net.start(batch["template"].float())
+    memory = net.start(batch["template"][:, :1].float())
+    for k, step in enumerate(student._steps(batch, Stage())):
+        memory = memory if k == 0 else both._replace(context=memory.context)
+        wanted = net.step(search[:, k], memory, motion[:, k], torch.ones(len(search)))
+        memory = wanted.memory
+        torch.testing.assert_close(step.prediction.score, wanted.prediction.score)
+        torch.testing.assert_close(step.prediction.size, wanted.prediction.size)
+
+
 def test_film_that_is_off_changes_nothing(make_config: MakeConfig, batch_of: BatchOf) -> None:
     """Generators that would change much, were they on."""
     config = make_config(frames=3)

@@ -33,9 +33,10 @@ Float32Array = npt.NDArray[np.float32]
 class Clip(TypedDict):
     """One training sample; a batch of them is the same with a leading axis.
 
-    template: (1, 3, T, T) uint8 RGB. search: (K, 3, S, S) uint8 RGB. box: (K, 4) float32 centre
-    and size in units of the search crop's side, NaN where absent. visible: (K,) bool. motion:
-    (K, 3) float32, see `geometry.crop_motion`.
+    template: (N, 3, T, T) uint8 RGB, the first of the frame before the search frames, a second of
+    the first search frame, as the tracker would take it. search: (K, 3, S, S) uint8 RGB. box:
+    (K, 4) float32 centre and size in units of the search crop's side, NaN where absent. visible:
+    (K,) bool. motion: (K, 3) float32, see `geometry.crop_motion`.
     """
 
     template: Image
@@ -197,6 +198,9 @@ def _to_rgb(crop: Image) -> Image:
     return np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))
 
 
+BY_HAND, BY_NET = (0.03, 0.05), (0.05, 0.1)
+"""Standard deviations of a box's centre, in its sides, and of the log of its sides: as a hurried
+hand draws it, and as a track has it."""
 REDRAWS = 20
 """So many clips in a row may meet a broken image; more mean that something else is wrong."""
 
@@ -218,6 +222,7 @@ class ClipDataset(Dataset[Clip]):
             third of them each, they are cut beside it, they are cut from a video of another target,
             and the target is painted over with what lies beside it.
         skipped: keeps the broken images' names.
+        templates: N, 1 or 2.
     """
 
     def __init__(
@@ -230,6 +235,7 @@ class ClipDataset(Dataset[Clip]):
         difficulty: Callable[[int], Difficulty],
         absent: float = 0.08,
         skipped: SkippedImages | None = None,
+        templates: int = 1,
     ) -> None:
         if not sources:
             raise DataError("no source of training clips is configured")
@@ -239,6 +245,7 @@ class ClipDataset(Dataset[Clip]):
         self.config, self.frames, self.count = config, frames, count
         self.seed, self.difficulty, self.absent = seed, difficulty, absent
         self.skipped = skipped or SkippedImages()
+        self.templates = templates
 
     def __len__(self) -> int:
         return self.count
@@ -294,12 +301,7 @@ class ClipDataset(Dataset[Clip]):
         first = Box(*video.boxes[0])
         look = Look.random(rng)
         mirrored = bool(rng.random() < 0.5)
-        template_crop = Crop.around(
-            self._jittered(rng, first, 0.03, 0.05), config.template_factor, config.template_size
-        )
-        template = look.apply(template_crop.cut(video.load(0)))
-        if rng.random() < 0.3:
-            template = degrade(rng, template)
+        templates = [self._template(rng, look, self._jittered(rng, first, *BY_HAND), video.load(0))]
 
         seen_look = Look.random(rng) if rng.random() < 0.3 else look
         searches, boxes, motions = [], [], []
@@ -327,29 +329,40 @@ class ClipDataset(Dataset[Clip]):
             crop = Crop.centred(float(centre[0]), float(centre[1]), side, config.search_size)
             image = seen_look.near(rng).apply(crop.cut(frame))
             searches.append(degrade(rng, image))
+            if len(templates) < self.templates:
+                if shown is video and math.isfinite(box.x):
+                    found = self._jittered(rng, box, *BY_NET)
+                    templates.append(self._template(rng, seen_look.near(rng), found, frame))
+                else:  # nothing to renew it with
+                    templates.append(templates[0])
             boxes.append(crop.to_unit(box) if shown is video else np.full(4, np.nan))
             motions.append(crop_motion(crop_before or crop, crop))
             crop_before = crop
         unit = np.array(boxes)
         motion = np.array(motions)
         if mirrored:
-            template = cv2.flip(template, 1).astype(np.uint8)
+            templates = [cv2.flip(template, 1).astype(np.uint8) for template in templates]
             searches = [cv2.flip(search, 1).astype(np.uint8) for search in searches]
             unit[:, 0] = 1 - unit[:, 0]
             motion[:, 0] = 1 - motion[:, 2] - motion[:, 0]
         inside = (unit[:, :2] > 0) & (unit[:, :2] < 1)
         visible = np.asarray(np.isfinite(unit).all(axis=1) & inside.all(axis=1))
         return Clip(
-            template=_to_rgb(template)[None],
+            template=np.stack([_to_rgb(template) for template in templates]),
             search=np.stack([_to_rgb(search) for search in searches]),
             box=unit.astype(np.float32),
             visible=visible,
             motion=motion.astype(np.float32),
         )
 
+    def _template(self, rng: Rng, look: Look, box: Box, frame: Image) -> Image:
+        crop = Crop.around(box, self.config.template_factor, self.config.template_size)
+        template = look.apply(crop.cut(frame))
+        return degrade(rng, template) if rng.random() < 0.3 else template
+
     @staticmethod
     def _jittered(rng: Rng, box: Box, shift: float, zoom: float) -> Box:
-        """The box as a hurried hand would draw it."""
+        """The box with errors of its centre and of its size, see `BY_HAND`."""
         w, h = box.w * math.exp(rng.normal(0, zoom)), box.h * math.exp(rng.normal(0, zoom))
         cx, cy = box.cx + rng.normal(0, shift) * box.w, box.cy + rng.normal(0, shift) * box.h
         return Box.from_cxcywh(cx, cy, w, h)

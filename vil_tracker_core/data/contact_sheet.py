@@ -47,7 +47,7 @@ def _search_tile(clip: Clip, index: int) -> Image:
 def _cell(dataset: ClipDataset, index: int) -> Image:
     """One clip: a line of text, the template, and the search crops after it."""
     clip, video = dataset.sample(index)
-    tiles = [_tile(clip["template"][0], WHITE)]
+    tiles = [_tile(template, WHITE) for template in clip["template"]]
     tiles += [_search_tile(clip, k) for k in range(len(clip["search"]))]
     strip: Image = np.full((STRIP, TILE * len(tiles), 3), GROUND, dtype=np.uint8)
     _write(strip, f"{index}  {video.origin or 'video'}: {video.name}", (4, STRIP - 5), WHITE)

@@ -141,6 +141,9 @@ class TrainConfig(_Strict):
     steps: Count
     batch: Count = Field(32, description="clips of a micro-batch, over all processes")
     frames: Count = Field(1, description="search frames a clip")
+    templates: Literal[1, 2] = Field(
+        1, description="a second is of the first search frame and serves the others"
+    )
     accumulate: Count = Field(1, description="micro-batches a step")
     lr: Positive = 1e-3
     trunk_lr: Positive = Field(1.0, description="of a mobile stem's trunk, as a share of lr")
@@ -183,6 +186,10 @@ class TrainConfig(_Strict):
             raise ValueError(f"model = {self.model!r}: {error}") from None
         if model.stem != "mobile" and (self.trunk_lr, self.freeze_trunk) != (1, 0):
             raise ValueError(f"{self.model} has no trunk: leave out trunk_lr and freeze_trunk")
+        if self.templates > 1 and (model.scan == "joint" or self.frames == 1):
+            raise ValueError(
+                "templates = 2 needs the regional scan and at least two search frames a clip"
+            )
         if self.teacher and self.teacher.block >= model.depth:
             raise ValueError(
                 f"teacher.block = {self.teacher.block}: {self.model} has the blocks "

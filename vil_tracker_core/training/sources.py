@@ -133,4 +133,5 @@ def clip_dataset(config: TrainConfig, skipped: Path | None = None) -> ClipDatase
         difficulty=difficulty_schedule(config),
         absent=config.data.absent,
         skipped=SkippedImages(skipped),
+        templates=config.templates,
     )

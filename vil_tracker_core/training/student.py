@@ -95,22 +95,26 @@ class Student(nn.Module):
         return {**losses, "total": total, "overlap": overlap}
 
     def _steps(self, batch: Batch, stage: Stage) -> list[Step]:
-        """The tracker's results for the clip's frames, one by one as online. While FiLM is off no
-        frame is trusted: the context stays empty, and an empty one modulates nothing."""
+        """The tracker's results for the clip's frames, one by one as online: the first with one
+        template, the others with all there are. While FiLM is off no frame is trusted: the context
+        stays empty, and an empty one modulates nothing."""
         teacher = self.config.teacher
         tap = teacher.block if teacher and teacher.feature_weight else None
         search = batch["search"].float()
-        memory = self.tracker.start(batch["template"].float())
+        templates = batch["template"].float()
+        memory = self.tracker.start(templates[:, :1])
         trust = search.new_full((len(search),), float(stage.film))
         steps = []
         for k in range(search.shape[1]):
+            if k == 1 and templates.shape[1] > 1:
+                memory = self.tracker.start(templates)._replace(context=memory.context)
             step = self.tracker.step(search[:, k], memory, batch["motion"][:, k], trust, tap)
             memory = step.memory
             steps.append(step)
             if self._normalised is not None:  # the features are of this frame's pass
                 tokens = self._normalised[:, : -step.features.shape[1]]
-                templates = step.memory.templates._replace(features=tokens)
-                steps[-1] = step._replace(memory=step.memory._replace(templates=templates))
+                known = step.memory.templates._replace(features=tokens)
+                steps[-1] = step._replace(memory=step.memory._replace(templates=known))
         return steps
 
     def _frame_losses(self, step: Step, batch: Batch, k: int) -> Losses:
