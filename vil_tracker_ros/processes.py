@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -38,12 +39,11 @@ def interruptible() -> Iterator[None]:
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked
-        if not asked:
-            asked = True
-            raise KeyboardInterrupt
+        asked = True
+        _on_signals(signal.SIG_IGN)  # Python keeps this to its very end, but no other handler
+        raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
+    _on_signals(ask)
     try:
         yield
     except Exception as error:
@@ -52,3 +52,8 @@ def interruptible() -> Iterator[None]:
         raise
     if asked:
         raise KeyboardInterrupt
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
