@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 
-from vil_tracker_core import weights
+from vil_tracker_core import evaluation, weights
 from vil_tracker_core.evaluation.agreement import agreement, export_checked
 from vil_tracker_core.evaluation.bags import open_bag
 from vil_tracker_core.geometry import Box, Image
+from vil_tracker_core.model.export import export
 from vil_tracker_core.model.presets import preset
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.tracking.graphs import OnnxNetwork, OpenvinoNetwork
@@ -73,11 +76,24 @@ def test_an_exported_net_answers_as_pytorch(
     frames, box = clip
     apart = export_checked(tiny, tmp_path / "graphs", frames[:4], box)
     assert 0 < apart.box < 0.01
-    assert {file.name for file in (tmp_path / "graphs").iterdir()} == {
-        "start.onnx",
-        "start_2.onnx",
-        "step.onnx",
-    }
+    files = sorted((tmp_path / "graphs").iterdir())
+    assert [file.name for file in files] == ["start.onnx", "start_2.onnx", "step.onnx"]
+    inputs = [onnxruntime.InferenceSession(file).get_inputs()[0].name for file in files]
+    assert inputs == ["templates", "templates", "search"]
+
+
+def test_the_exported_files_themselves_are_checked(
+    tiny: weights.Weights,
+    clip: tuple[list[Image], Box],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames, box = clip
+    other = replace(tiny, tensors={name: 1.1 * value for name, value in tiny.tensors.items()})
+    monkeypatch.setattr(
+        evaluation.agreement, "export", lambda _, window: export(other.build(), window)
+    )
+    assert export_checked(tiny, tmp_path / "graphs", frames[:4], box).box > 1
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino", "openvino bf16", "torch bf16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -274,6 +275,29 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     network = runtime(make_weights(**SHALLOW))
     network.start(crops_of(frames, 32)[:1])
     assert blocked.read_text() == "in the way"
+
+
+def test_graphs_used_long_ago_are_removed_where_there_are_too_many(
+    make_weights: Make, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets = [make_weights(**SHALLOW, film=film) for film in ("token", "pooled", "off")]
+
+    def opened(number: int) -> Path:
+        """The net's folder; it is the last that was used."""
+        network = OnnxNetwork(nets[number])
+        os.utime(network._folder, (next(clock), next(clock)))
+        return network._folder
+
+    clock = iter(range(1000, 2000))
+    folders = [opened(0), opened(1)]
+    assert opened(0) == folders[0]
+    room = int(2.5 * sum(file.stat().st_size for file in folders[0].iterdir()))
+    monkeypatch.setattr(graphs, "KEPT_BYTES", room)
+    folders.append(opened(2))
+    assert sorted(cache.iterdir()) == sorted([folders[0], folders[2]])
+    monkeypatch.setattr(graphs, "KEPT_BYTES", 0)
+    assert opened(0) == folders[0]
+    assert list(cache.iterdir()) == [folders[0]]
 
 
 SIGNALLED = """

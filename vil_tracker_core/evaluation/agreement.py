@@ -68,7 +68,7 @@ def agreement(reference: Network, other: Network, frames: Iterable[Image], box: 
 def export_checked(
     loaded: weights.Weights, folder: Path, frames: Iterable[Image], box: Box
 ) -> Agreement:
-    """Writes the graphs and says how far onnxruntime's answers are from PyTorch's.
+    """Writes the graphs and says how far onnxruntime's answers from them are from PyTorch's.
 
     Args:
         loaded: the net.
@@ -78,6 +78,9 @@ def export_checked(
     """
     reference = TorchNetwork(loaded)
     folder.mkdir(parents=True, exist_ok=True)
+    written = {}
     for name, graph in export(loaded.build(), reference.window).items():
-        (folder / f"{name}.onnx").write_bytes(graph)
-    return agreement(reference, OnnxNetwork(loaded, folder=folder), frames, box)
+        file = folder / f"{name}.onnx"
+        file.write_bytes(graph)
+        written[name] = file.read_bytes()
+    return agreement(reference, OnnxNetwork(loaded, exported=written), frames, box)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from abc import abstractmethod
 from contextlib import suppress
 from functools import cache
@@ -37,6 +38,10 @@ from vil_tracker_core.tracking.network import Network
 Arrays = list[npt.NDArray[Any]]
 Feed = dict[str, Tensor]
 """Of float32, but for the images' uint8."""
+
+
+KEPT_BYTES = 10**9
+"""Of graphs on disk, together; those last used stay, and those in use in any case."""
 
 
 def cache_folder() -> Path:
@@ -70,17 +75,43 @@ def _keep(file: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
+def _forget_others(folder: Path) -> None:
+    """Marks a net's folder as used now, and removes those of the nets that were used longest ago
+    where all together are over the limit."""
+    with suppress(OSError):
+        os.utime(folder)
+        others = sorted(
+            (f for f in folder.parent.iterdir() if f.is_dir() and f != folder), key=_used
+        )
+        room = KEPT_BYTES - _size(folder)
+        for other in reversed(others):
+            room -= _size(other)
+            if room < 0:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _used(folder: Path) -> float:
+    return folder.stat().st_mtime
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
 class GraphNetwork(Network):
     """A net whose starts and step are graphs; a runtime opens and runs them.
 
     Args:
         loaded: config, tensors and calibration.
         window_influence: as for `Network`.
-        folder: where its graphs are, or are to be put; in `cache_folder` by default.
+        exported: its graphs, see `model.export.export`; by default those kept on disk, or new ones.
     """
 
     def __init__(
-        self, loaded: weights.Weights, window_influence: float = 0.7, folder: Path | None = None
+        self,
+        loaded: weights.Weights,
+        window_influence: float = 0.7,
+        exported: dict[str, bytes] | None = None,
     ) -> None:
         super().__init__(loaded, window_influence)
         self._starts = start_names(self.config)
@@ -89,9 +120,10 @@ class GraphNetwork(Network):
         size = self.config.template_size
         with torch.inference_mode():
             self._like = self._model.start(torch.zeros(1, 1, 3, size, size))
-        self._folder = folder or cache_folder() / self._fingerprint(loaded)
-        self._exported: dict[str, bytes] = {}
+        self._folder = cache_folder() / self._fingerprint(loaded)
+        self._exported = exported or {}
         self._open([*self._starts, STEP])
+        _forget_others(self._folder)
 
     @abstractmethod
     def _open(self, names: list[str]) -> None:
@@ -144,7 +176,7 @@ class OnnxNetwork(GraphNetwork):
         loaded: config, tensors and calibration.
         window_influence: as for `Network`.
         threads: CPU threads.
-        folder: as for `GraphNetwork`.
+        exported: as for `GraphNetwork`.
     """
 
     backend = "onnxruntime"
@@ -154,10 +186,10 @@ class OnnxNetwork(GraphNetwork):
         loaded: weights.Weights,
         window_influence: float = 0.7,
         threads: int = 1,
-        folder: Path | None = None,
+        exported: dict[str, bytes] | None = None,
     ) -> None:
         self._threads = threads
-        super().__init__(loaded, window_influence, folder)
+        super().__init__(loaded, window_influence, exported)
 
     def _open(self, names: list[str]) -> None:
         import onnxruntime
