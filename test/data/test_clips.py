@@ -179,8 +179,14 @@ def test_a_second_template_shows_the_target_of_the_first_search_frame() -> None:
 
 
 def test_a_second_template_of_an_absent_target_is_the_first_again() -> None:
-    for clip in all_clips(clips_of(moving(hidden=(1,)), templates=2)):
-        np.testing.assert_array_equal(clip["template"][1], clip["template"][0])
+    """Where it is hidden, and where the crop does not show it."""
+    unseen = 0
+    for video, absent in ((moving(hidden=(1,)), 0.0), (moving(), 1.0)):
+        for clip in all_clips(clips_of(video, absent=absent, templates=2)):
+            if not clip["visible"][0]:
+                unseen += 1
+                np.testing.assert_array_equal(clip["template"][1], clip["template"][0])
+    assert unseen > 45
 
 
 def test_motion_maps_a_crop_to_the_one_before_also_when_mirrored() -> None:

@@ -162,10 +162,12 @@ def test_carried_memory_differs_from_reset(make_tracker: Make, clip) -> None:
         assert (ours[k].features - theirs[k].features).abs().max() > 1e-6
 
 
-def test_reset_memory_keeps_the_templates_as_they_were(make_tracker: Make, clip) -> None:
-    model = make_tracker()
-    start = model.start(clip[0])
-    assert_same(model.forward_clip(*clip)[-1].memory.templates, start.templates, tolerance=0)
+@pytest.mark.parametrize("memory", ["reset", "carry"])
+def test_a_frame_keeps_the_templates_as_they_were(make_tracker: Make, clip, memory: str) -> None:
+    model = make_tracker(memory=memory)
+    start, last = model.start(clip[0]), model.forward_clip(*clip)[-1].memory
+    assert_same(last.templates, start.templates, tolerance=0)
+    assert len(last.states) == len(start.states) == (0 if memory == "reset" else model.config.depth)
 
 
 @pytest.mark.parametrize("scan", ["joint", "regional"])

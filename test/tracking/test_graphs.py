@@ -277,27 +277,35 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     assert blocked.read_text() == "in the way"
 
 
-def test_graphs_used_long_ago_are_removed_where_there_are_too_many(
-    make_weights: Make, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_was_used_longest_ago_is_removed_where_there_is_too_much(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nets = [make_weights(**SHALLOW, film=film) for film in ("token", "pooled", "off")]
+    monkeypatch.setattr(graphs, "KEPT_BYTES", 3 * 132)
+    files = [cache / folder / name for folder in ("one", "two") for name in ("a", "b")]
+    for age, file in enumerate(files[:3]):
+        _keep(file, bytes(100))  # and a seal of 32
+        os.utime(file, (1000 + age, 1000 + age))
+    assert _read(files[0]) is not None
+    _keep(files[3], bytes(100))
+    assert sorted(cache.glob("*/*")) == [files[0], files[2], files[3]]
+    _keep(files[3], bytes(300))
+    assert sorted(cache.glob("*/*")) == [files[3]]
+    assert not files[0].parent.exists()
+    _keep(files[0], bytes(1000))
+    assert not any(cache.iterdir())
 
-    def opened(number: int) -> Path:
-        """The net's folder; it is the last that was used."""
-        network = OnnxNetwork(nets[number])
-        os.utime(network._folder, (next(clock), next(clock)))
-        return network._folder
 
-    clock = iter(range(1000, 2000))
-    folders = [opened(0), opened(1)]
-    assert opened(0) == folders[0]
-    room = int(2.5 * sum(file.stat().st_size for file in folders[0].iterdir()))
-    monkeypatch.setattr(graphs, "KEPT_BYTES", room)
-    folders.append(opened(2))
-    assert sorted(cache.iterdir()) == sorted([folders[0], folders[2]])
-    monkeypatch.setattr(graphs, "KEPT_BYTES", 0)
-    assert opened(0) == folders[0]
-    assert list(cache.iterdir()) == [folders[0]]
+def test_what_openvino_does_not_take_is_compiled_anew(
+    make_weights: Make, frames: list[Image], cache: Path
+) -> None:
+    """As on a CPU that calls itself the same and is another."""
+    loaded = make_weights(**SHALLOW)
+    expected = several_frames(OpenvinoNetwork(loaded), frames)
+    for blob in cache.rglob("*.blob"):
+        _keep(blob, b"whole, and nothing that OpenVINO knows")
+    for ours, theirs in zip(several_frames(OpenvinoNetwork(loaded), frames), expected, strict=True):
+        np.testing.assert_array_equal(ours.unit, theirs.unit)
+    assert all(len(blob.read_bytes()) > 1000 for blob in cache.rglob("*.blob"))
 
 
 SIGNALLED = """

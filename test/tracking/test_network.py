@@ -12,6 +12,7 @@ from crops import crops_of, run
 
 from vil_tracker_core import weights
 from vil_tracker_core.geometry import Image
+from vil_tracker_core.model.export import flatten
 from vil_tracker_core.model.heads import decode, hann_window
 from vil_tracker_core.model.tracker import identity_motion
 from vil_tracker_core.tracking.network import (
@@ -106,13 +107,21 @@ def test_stack_and_unstack_are_inverse(network: Network, frames: list[Image]) ->
                 assert a.conv_tail.equal(b.conv_tail)
 
 
-def test_renewed_templates_leave_the_context(network: Network, frames: list[Image]) -> None:
+@pytest.mark.parametrize("memory", ["reset", "carry"])
+def test_renewed_templates_leave_the_context(
+    make_weights: Make, frames: list[Image], memory: str
+) -> None:
+    """A carried memory begins anew with them."""
+    network = TorchNetwork(make_weights(memory=memory))
     templates, searches = crops_of(frames, 32), crops_of(frames, 64)
-    _, (memory,) = run(network, searches[:1], [network.start(templates[:1])])
-    renewed = network.renew(memory, templates[:2])
-    assert renewed.context.tokens.equal(memory.context.tokens)
+    _, (before,) = run(network, searches[:1], [network.start(templates[:1])])
+    renewed, fresh = network.renew(before, templates[:2]), network.start(templates[:2])
+    assert renewed.context.tokens.equal(before.context.tokens)
     assert renewed.context.known.any()
-    assert renewed.templates.features.shape[1] == 2 * memory.templates.features.shape[1]
+    assert len(renewed.states) == len(fresh.states) == (0 if memory == "reset" else 4)
+    anew = fresh._replace(context=before.context)
+    for one, other in zip(flatten(renewed), flatten(anew), strict=True):
+        assert one.equal(other)
 
 
 def test_no_trust_leaves_the_context(network: Network, frames: list[Image]) -> None:

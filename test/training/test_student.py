@@ -101,9 +101,10 @@ def test_curriculum_weighs_the_losses(make_config: MakeConfig, batch_of: BatchOf
     torch.testing.assert_close(losses["total"], expected)
 
 
-def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf) -> None:
+@pytest.mark.parametrize("memory", ["reset", "carry"])
+def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf, memory: str) -> None:
     """With FiLM on the student trains exactly what `forward_clip` computes."""
-    config = make_config(frames=3)
+    config = make_config(frames=3, memory=memory)
     student, batch = new_student(config), batch_of(config)
     clip = batch["template"].float(), batch["search"].float(), batch["motion"]
     wanted = student.tracker.eval().forward_clip(*clip)
@@ -112,21 +113,23 @@ def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf) -
         torch.testing.assert_close(one.memory.context.tokens, two.memory.context.tokens)
 
 
+@pytest.mark.parametrize("memory", ["reset", "carry"])
 def test_a_second_template_serves_all_frames_but_the_first(
-    make_config: MakeConfig, batch_of: BatchOf
+    make_config: MakeConfig, batch_of: BatchOf, memory: str
 ) -> None:
-    """As online: the templates are renewed, the temporal context stays."""
-    config = make_config(frames=3, templates=2)
+    """As online: the templates are renewed and a carried memory with them, the context stays."""
+    config = make_config(frames=3, templates=2, memory=memory)
     student, batch = new_student(config), batch_of(config)
     assert batch["template"].shape[1] == 2
     net = student.tracker.eval()
     search, motion = batch["search"].float(), batch["motion"]
     both = net.start(batch["template"].float())
-    memory = net.start(batch["template"][:, :1].float())
+    known = net.start(batch["template"][:, :1].float())
     for k, step in enumerate(student._steps(batch, Stage())):
-        memory = memory if k == 0 else both._replace(context=memory.context)
-        wanted = net.step(search[:, k], memory, motion[:, k], torch.ones(len(search)))
-        memory = wanted.memory
+        if k == 1:
+            known = both._replace(context=known.context)
+        wanted = net.step(search[:, k], known, motion[:, k], torch.ones(len(search)))
+        known = wanted.memory
         torch.testing.assert_close(step.prediction.score, wanted.prediction.score)
         torch.testing.assert_close(step.prediction.size, wanted.prediction.size)
 

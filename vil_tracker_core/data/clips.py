@@ -198,6 +198,12 @@ def _to_rgb(crop: Image) -> Image:
     return np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))
 
 
+def _inside(unit: FloatArray) -> npt.NDArray[np.bool_]:
+    """(...,) whether a box (..., 4), in units of the crop's side, has its middle in the crop."""
+    middle = (unit[..., :2] > 0) & (unit[..., :2] < 1)  # not where it is NaN
+    return np.asarray(np.isfinite(unit).all(axis=-1) & middle.all(axis=-1))
+
+
 BY_HAND, BY_NET = (0.03, 0.05), (0.05, 0.1)
 """Standard deviations of a box's centre, in its sides, and of the log of its sides: as a hurried
 hand draws it, and as a track has it."""
@@ -329,13 +335,13 @@ class ClipDataset(Dataset[Clip]):
             crop = Crop.centred(float(centre[0]), float(centre[1]), side, config.search_size)
             image = seen_look.near(rng).apply(crop.cut(frame))
             searches.append(degrade(rng, image))
+            boxes.append(crop.to_unit(box) if shown is video else np.full(4, np.nan))
             if len(templates) < self.templates:
-                if shown is video and math.isfinite(box.x):
+                if _inside(boxes[-1]):
                     found = self._jittered(rng, box, *BY_NET)
                     templates.append(self._template(rng, seen_look.near(rng), found, frame))
                 else:  # nothing to renew it with
                     templates.append(templates[0])
-            boxes.append(crop.to_unit(box) if shown is video else np.full(4, np.nan))
             motions.append(crop_motion(crop_before or crop, crop))
             crop_before = crop
         unit = np.array(boxes)
@@ -345,8 +351,7 @@ class ClipDataset(Dataset[Clip]):
             searches = [cv2.flip(search, 1).astype(np.uint8) for search in searches]
             unit[:, 0] = 1 - unit[:, 0]
             motion[:, 0] = 1 - motion[:, 2] - motion[:, 0]
-        inside = (unit[:, :2] > 0) & (unit[:, :2] < 1)
-        visible = np.asarray(np.isfinite(unit).all(axis=1) & inside.all(axis=1))
+        visible = _inside(unit)
         return Clip(
             template=np.stack([_to_rgb(template) for template in templates]),
             search=np.stack([_to_rgb(search) for search in searches]),

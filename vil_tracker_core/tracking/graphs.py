@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 from abc import abstractmethod
 from contextlib import suppress
 from functools import cache
@@ -41,7 +40,7 @@ Feed = dict[str, Tensor]
 
 
 KEPT_BYTES = 10**9
-"""Of graphs on disk, together; those last used stay, and those in use in any case."""
+"""Of graphs on disk, together; those used last stay."""
 
 
 def cache_folder() -> Path:
@@ -56,6 +55,8 @@ def _read(file: Path) -> bytes | None:
         content = file.read_bytes()
     except OSError:
         return None
+    with suppress(OSError):
+        os.utime(file)  # used just now, see `_forget`
     seal, data = content[:32], content[32:]
     return data if hashlib.sha256(data).digest() == seal else None
 
@@ -70,32 +71,22 @@ def _keep(file: Path, data: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(hashlib.sha256(data).digest() + data)
         part.replace(file)
+        _forget()
     except OSError:
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
 
-def _forget_others(folder: Path) -> None:
-    """Marks a net's folder as used now, and removes those of the nets that were used longest ago
-    where all together are over the limit."""
-    with suppress(OSError):
-        os.utime(folder)
-        others = sorted(
-            (f for f in folder.parent.iterdir() if f.is_dir() and f != folder), key=_used
-        )
-        room = KEPT_BYTES - _size(folder)
-        for other in reversed(others):
-            room -= _size(other)
-            if room < 0:
-                shutil.rmtree(other, ignore_errors=True)
-
-
-def _used(folder: Path) -> float:
-    return folder.stat().st_mtime
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+def _forget() -> None:
+    """Removes the graphs that were used longest ago where all together are over the limit."""
+    kept = [(file.stat(), file) for file in cache_folder().glob("*/*")]
+    room = KEPT_BYTES
+    for stat, file in sorted(kept, key=lambda each: each[0].st_mtime_ns, reverse=True):
+        room -= stat.st_size
+        if room < 0:
+            file.unlink(missing_ok=True)
+            with suppress(OSError):  # others are in it
+                file.parent.rmdir()
 
 
 class GraphNetwork(Network):
@@ -123,7 +114,6 @@ class GraphNetwork(Network):
         self._folder = cache_folder() / self._fingerprint(loaded)
         self._exported = exported or {}
         self._open([*self._starts, STEP])
-        _forget_others(self._folder)
 
     @abstractmethod
     def _open(self, names: list[str]) -> None:
@@ -361,6 +351,7 @@ class OpenvinoNetwork(GraphNetwork):
 
         core = openvino_core()
         made_for = (
+            Path(__file__).read_bytes(),  # `_reduce` and the rest of this method
             openvino.get_version(),
             core.get_property("CPU", "FULL_DEVICE_NAME"),
             core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
@@ -371,7 +362,8 @@ class OpenvinoNetwork(GraphNetwork):
         file = self._folder / f"{name}-{key}.blob"
         kept = _read(file)
         if kept is not None:
-            return core.import_model(io.BytesIO(kept), "CPU", properties)
+            with suppress(RuntimeError):  # OpenVINO may still find that it was not made for here
+                return core.import_model(io.BytesIO(kept), "CPU", properties)
         graph = core.read_model(self._graph(name))
         shapes = {item.any_name: item.partial_shape for item in graph.inputs}
         for shape in shapes.values():

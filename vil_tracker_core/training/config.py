@@ -158,7 +158,9 @@ class TrainConfig(_Strict):
     adaptive_losses: bool = Field(False, description="learn the losses' balance")
     difficulty_from: Share = Field(0.2, description="difficulty at the start")
     difficulty_steps: Steps = Field(0, description="until the difficulty is 1")
-    film_from: Steps = Field(0, description="before this step, FiLM is off")
+    film_from: Steps = Field(
+        0, description="before this step no frame is trusted: FiLM and a carried memory are off"
+    )
     freeze_trunk: Annotated[int, Field(ge=0, le=TRUNK_LAYERS)] = Field(
         0, description=f"layers of a mobile stem's trunk, from the image on; {TRUNK_LAYERS} are all"
     )

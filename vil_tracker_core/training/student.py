@@ -97,7 +97,7 @@ class Student(nn.Module):
     def _steps(self, batch: Batch, stage: Stage) -> list[Step]:
         """The tracker's results for the clip's frames, one by one as online: the first with one
         template, the others with all there are. While FiLM is off no frame is trusted: the context
-        stays empty, and an empty one modulates nothing."""
+        stays empty, and an empty one modulates nothing; nor is anything carried."""
         teacher = self.config.teacher
         tap = teacher.block if teacher and teacher.feature_weight else None
         search = batch["search"].float()
