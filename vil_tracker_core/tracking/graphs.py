@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import time
 from abc import abstractmethod
 from contextlib import suppress
 from functools import cache
@@ -55,8 +56,8 @@ def _read(file: Path) -> bytes | None:
         content = file.read_bytes()
     except OSError:
         return None
-    with suppress(OSError):
-        os.utime(file)  # used just now, see `_forget`
+    with suppress(OSError):  # used just now, see `_forget`; not every disk notes that by itself
+        os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
     seal, data = content[:32], content[32:]
     return data if hashlib.sha256(data).digest() == seal else None
 
@@ -81,7 +82,7 @@ def _forget() -> None:
     """Removes the graphs that were used longest ago where all together are over the limit."""
     kept = [(file.stat(), file) for file in cache_folder().glob("*/*")]
     room = KEPT_BYTES
-    for stat, file in sorted(kept, key=lambda each: each[0].st_mtime_ns, reverse=True):
+    for stat, file in sorted(kept, key=lambda each: each[0].st_atime_ns, reverse=True):
         room -= stat.st_size
         if room < 0:
             file.unlink(missing_ok=True)
