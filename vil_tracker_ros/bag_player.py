@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from vil_tracker_core.evaluation.bags import IMAGE_TYPES, NS, BagError, BagReader, open_bag
+from vil_tracker_ros.processes import Stop
 
 QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
@@ -56,13 +57,23 @@ class Player:
     Attributes:
         publishers: topic -> publisher, for the topics whose message type is installed.
         sent: messages published so far.
+
+    All waiting and playing ends where ``stop`` is set.
     """
 
-    def __init__(self, bag: BagReader, node: Node, topics: Sequence[str], rate: float) -> None:
+    def __init__(
+        self,
+        bag: BagReader,
+        node: Node,
+        topics: Sequence[str],
+        rate: float,
+        stop: threading.Event,
+    ) -> None:
         self.publishers: dict[str, Publisher] = {}
         self.sent = 0
         self._bag = bag
         self._rate = rate
+        self._stop = stop
         self._started = self._ended = math.nan
         for topic in topics:
             kind = bag.topics[topic].type
@@ -79,13 +90,13 @@ class Player:
         After ``timeout`` seconds without them it says so and returns.
         """
         end = time.monotonic() + timeout
-        while unheard := self._unheard_images(wanted):
+        while not self._stop.is_set() and (unheard := self._unheard_images(wanted)):
             if time.monotonic() >= end:
                 few = "no subscription" if wanted == 1 else f"fewer than {wanted} subscriptions"
                 say(f"{few} to {', '.join(unheard)} after {timeout:g} s: playing on")
                 return
-            time.sleep(POLL)
-        time.sleep(SETTLE)
+            self._stop.wait(POLL)
+        self._stop.wait(SETTLE)
 
     def _unheard_images(self, wanted: int) -> list[str]:
         return [
@@ -95,8 +106,9 @@ class Player:
             and publisher.get_subscription_count() < wanted
         ]
 
-    def play(self, loop: bool) -> None:
-        """Publishes the bag once, or again and again; returns when all is acknowledged.
+    def play(self, loop: bool) -> bool:
+        """Publishes the bag once, or again and again; returns when all is acknowledged, False where
+        it was stopped before.
 
         Every message is due at a fixed time of the monotonic clock, so that delays do not add
         up; a message that is late is sent at once, none is left out.
@@ -104,21 +116,25 @@ class Player:
         self._started = time.monotonic()
         passes = 0
         while passes == 0 or loop:
-            self._play_once(self._started + passes * self._pass_length())
+            if not self._play_once(self._started + passes * self._pass_length()):
+                return False
             passes += 1
-        self._wait_until_acknowledged()
+        if not self._wait_until_acknowledged():
+            return False
         self._ended = time.monotonic()
-        time.sleep(SETTLE)
+        self._stop.wait(SETTLE)
+        return True
 
-    def _play_once(self, start: float) -> None:
+    def _play_once(self, start: float) -> bool:
         first: int | None = None
         for topic, record, data in self._bag.messages(list(self.publishers)):
             first = record if first is None else first
             due = start + (record - first) / NS / self._rate
-            if (early := due - time.monotonic()) > 0:
-                time.sleep(early)
+            if self._stop.wait(max(due - time.monotonic(), 0.0)):
+                return False
             self.publishers[topic].publish(data)
             self.sent += 1
+        return True
 
     def _pass_length(self) -> float:
         """Seconds from one pass's start to the next: the bag and one mean interval.
@@ -129,14 +145,17 @@ class Player:
         seconds = self._bag.duration * (1 + 1 / max(busiest - 1, 1)) or 1.0
         return seconds / self._rate
 
-    def _wait_until_acknowledged(self) -> None:
+    def _wait_until_acknowledged(self) -> bool:
         end = time.monotonic() + ACK_TIMEOUT
         for topic, publisher in self.publishers.items():
-            # In short steps, because a signal cannot interrupt the wait itself.
+            # in short steps, because nothing can interrupt the wait itself
             while not publisher.wait_for_all_acked(Duration(seconds=POLL)):
+                if self._stop.is_set():
+                    return False
                 if time.monotonic() >= end:
                     say(f"a subscription to {topic} did not acknowledge all messages")
                     break
+        return True
 
     def summary(self) -> str:
         """One line: what was played, how much of it, and for how long."""
@@ -201,7 +220,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def play_bag(bag: BagReader, options: argparse.Namespace, argv: Sequence[str]) -> int:
+def play_bag(
+    bag: BagReader, options: argparse.Namespace, argv: Sequence[str], stop: threading.Event
+) -> int:
     """Plays an open bag and prints one line about it; returns the exit code."""
     topics = options.topics or list(bag.topics)
     if unknown := [topic for topic in topics if topic not in bag.topics]:
@@ -211,17 +232,11 @@ def play_bag(bag: BagReader, options: argparse.Namespace, argv: Sequence[str]) -
     rclpy.init(args=list(argv), signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("bag_player", enable_rosout=False, start_parameter_services=False)
     try:
-        player = Player(bag, node, topics, options.rate)
-        try:
-            player.wait_for_subscriptions(options.wait, options.subscribers)
-            player.play(options.loop)
-            code = 0
-        except KeyboardInterrupt:
-            # A terminal and a launch file may both pass on the same Ctrl-C.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            code = EXIT_STOPPED
+        player = Player(bag, node, topics, options.rate, stop)
+        player.wait_for_subscriptions(options.wait, options.subscribers)
+        to_the_end = player.play(options.loop)
         print(player.summary(), flush=True)
-        return code
+        return 0 if to_the_end else EXIT_STOPPED
     finally:
         node.destroy_node()
         rclpy.shutdown()
@@ -233,18 +248,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: played to the end; 2: the bag cannot be played; 130: stopped by SIGINT or SIGTERM.
     """
     argv = sys.argv if argv is None else argv
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
     options = parse(remove_ros_args(list(argv))[1:])
+    stop = Stop(EXIT_STOPPED)
     try:
         with open_bag(options.bag) as bag:
-            return play_bag(bag, options, argv)
+            return play_bag(bag, options, argv, stop)
     except BagError as error:
         say(str(error))
         return EXIT_BAD_BAG
-    except KeyboardInterrupt:
-        say("stopped before it played")
-        return EXIT_STOPPED
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
@@ -26,34 +28,37 @@ def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
                 child.wait()
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Raises KeyboardInterrupt where SIGINT or SIGTERM ends what is in it.
+class Stop(threading.Event):
+    """Set by the first SIGINT or SIGTERM; further ones do nothing.
 
-    Python is interrupted at once, wherever it is; rclpy's own handlers, which pass the signals on,
-    only end what waits. Further signals do nothing, also afterwards: a terminal and a launch file
-    may both pass on the same Ctrl-C. Where the interruption comes upon rclpy's C++, that raises an
-    error of its own in its place, and somebody may have caught it; it is the end all the same.
+    Nothing is interrupted. An exception of Python's in the midst of rclpy's C++ becomes another
+    there; and rclpy's own handlers take the context away under whatever goes on. So rclpy is to be
+    initialised with `SignalHandlerOptions.NO`, and whoever works looks here between two things.
+
+    Args:
+        status: with this exit status the process ends by itself where, `LIMIT` seconds after the
+            signal, it has not yet ended, deep in something that does not look.
+
+    Attributes:
+        wake: called upon the signal, on a thread of its own; for whoever waits without a limit.
     """
-    asked = False
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        _on_signals(signal.SIG_IGN)  # Python keeps this to its very end, but no other handler
-        raise KeyboardInterrupt
+    LIMIT = 0.9
 
-    _on_signals(ask)
-    try:
-        yield
-    except Exception as error:
-        if asked:
-            raise KeyboardInterrupt from error
-        raise
-    if asked:
-        raise KeyboardInterrupt
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.wake: Callable[[], object] = lambda: None
+        self._status = status
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)  # written to at once, whatever Python does meanwhile
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._watch, args=(reader,), name="stop", daemon=True).start()
 
-
-def _on_signals(handler: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+    def _watch(self, reader: int) -> None:
+        os.read(reader, 1)
+        self.set()
+        self.wake()
+        time.sleep(self.LIMIT)
+        os._exit(self._status)

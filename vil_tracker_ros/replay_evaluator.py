@@ -10,6 +10,7 @@ ends with a report when the last frame is answered or the stream has gone quiet.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
 
 from vil_tracker_core.evaluation.benchmark import Results, Run
 from vil_tracker_core.evaluation.cases import BagSource, Case, Cases
@@ -29,7 +31,7 @@ from vil_tracker_core.evaluation.report import write_report
 from vil_tracker_core.evaluation.scoring import TrackerScore, score
 from vil_tracker_ros.conversions import from_bounding_box, stamp_ns, to_bounding_box, to_time
 from vil_tracker_ros.msg import Track, TrackArray
-from vil_tracker_ros.processes import interruptible
+from vil_tracker_ros.processes import Stop
 from vil_tracker_ros.srv import InitTrack
 
 NS = 1_000_000_000
@@ -207,10 +209,13 @@ class ReplayEvaluator(Node):
             )
             self._asked = self._init.call_async(request)
 
-    def listen(self, executor: SingleThreadedExecutor) -> None:
-        """Returns when the replay is over; raises ReplayError where it does not begin."""
+    def listen(self, executor: SingleThreadedExecutor, stop: threading.Event) -> None:
+        """Returns when the replay is over; raises ReplayError where it does not begin, or ``stop``
+        is set before."""
         begin = time.monotonic()
         while not self.replay.over:
+            if stop.is_set():
+                raise ReplayError("stopped before the end of the bag")
             executor.spin_once(timeout_sec=0.1)
             now = time.monotonic()
             if self._asked is not None and self._asked.done():
@@ -235,13 +240,13 @@ def summary(results: Results, scores: list[TrackerScore], replay: Replay) -> str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates one replay; exit status 0 with a report, 2 without."""
+    stop = Stop(status=2)
     try:
-        with interruptible():
-            rclpy.init(args=argv)
-            node = ReplayEvaluator()
-            executor = SingleThreadedExecutor()
-            executor.add_node(node)
-            node.listen(executor)
+        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+        node = ReplayEvaluator()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        node.listen(executor, stop)
         results = node.replay.results()
         scores = score(results)
         page = write_report(results, scores, node.out)
@@ -249,9 +254,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"report: {page}", flush=True)
     except (ReplayError, ValueError, OSError) as error:
         print(f"replay_evaluator: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, ExternalShutdownException):
-        print("replay_evaluator: stopped before the end of the bag", file=sys.stderr)
         return 2
     finally:
         rclpy.try_shutdown()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,10 +17,11 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 from vision_msgs.msg import Detection2D, Detection2DArray
 
@@ -39,7 +42,7 @@ from vil_tracker_ros.diagnostics import Health
 from vil_tracker_ros.drawing import draw
 from vil_tracker_ros.msg import TrackArray
 from vil_tracker_ros.pipeline import NS, Frame, FrameResult, Pipeline, Refused
-from vil_tracker_ros.processes import interruptible
+from vil_tracker_ros.processes import Stop
 from vil_tracker_ros.srv import InitTrack, StopTrack
 
 DIAGNOSTICS_PERIOD = 1.0
@@ -88,9 +91,14 @@ class TrackerNode(LifecycleNode):
 
     # lifecycle
 
-    def start(self) -> bool:
-        """Configures and activates the node without a lifecycle manager; False where it failed."""
-        return self.trigger_configure() is SUCCESS and self.trigger_activate() is SUCCESS
+    def start(self, stop: threading.Event | None = None) -> bool:
+        """Configures and activates the node without a lifecycle manager; False where it failed.
+
+        Where ``stop`` is set meanwhile, nothing new is begun.
+        """
+        if self.trigger_configure() is not SUCCESS:
+            return False
+        return (stop is not None and stop.is_set()) or self.trigger_activate() is SUCCESS
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         values = self.values
@@ -360,21 +368,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the node until it is told to stop, and ends the process; its exit status is 2 where the
     node could not start."""
     cv2.setNumThreads(1)  # its threads would fight with the net's
-    node: TrackerNode | None = None
     try:
-        with interruptible():
-            rclpy.init(args=argv)
-            node = TrackerNode()
-            status = _run(node)
+        status = _run(argv, Stop(status=0))
     except parameters.ParameterError as error:
         print(f"vil_tracker: {error}", file=sys.stderr)
         status = 2
-    except (KeyboardInterrupt, ExternalShutdownException):
-        status = 0
-    if node is not None:
-        node.stop_working()
-        node.destroy_node()
-    rclpy.try_shutdown()
+    except Exception:
+        traceback.print_exc()
+        status = 1
     # Nothing is left to be done, and Python would take most of a second to take PyTorch apart; nor
     # is a worker waited for that is deep in a frame.
     sys.stdout.flush()
@@ -382,12 +383,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os._exit(status)
 
 
-def _run(node: TrackerNode) -> int:
+def _run(argv: Sequence[str] | None, stop: Stop) -> int:
+    """Returns the exit status."""
+    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    node = TrackerNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    if node.values["autostart"] and not node.start():
-        return 2
-    executor.spin()
+    stop.wake = lambda: executor.create_task(lambda: None)
+    try:
+        if node.values["autostart"] and not node.start(stop):
+            return 2
+        while not stop.is_set():
+            executor.spin_once()
+    finally:
+        node.stop_working()
+        node.destroy_node()
+        rclpy.shutdown()
     return 0
 
 

@@ -3,72 +3,76 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import suppress
+import subprocess
+import sys
 
 import pytest
 
-from vil_tracker_ros.processes import interruptible, process
+from vil_tracker_ros.processes import process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BEGIN = """
+import sys, threading, time
+from vil_tracker_ros.processes import Stop
+stop = Stop(status=7)
+"""
 
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """pytest has its own handlers back afterwards."""
-    before = [signal.getsignal(number) for number in SIGNALS]
-    yield
-    for number, handler in zip(SIGNALS, before, strict=True):
-        signal.signal(number, handler)
+def stopped(script: str, *numbers: signal.Signals) -> tuple[int, str, str]:
+    """A script's exit status, output and errors, where it gets signals once it says that it is
+    ready."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for number in numbers:
+        child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    return child.returncode, out, err
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_interrupts_once(number: signal.Signals) -> None:
-    reached = []
-
-    @interruptible()
-    def work() -> None:
-        try:
-            signal.raise_signal(number)
-        finally:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGTERM)
-            reached.append("the end of the block")
-        reached.append("what comes after it")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert [signal.getsignal(each) for each in SIGNALS] == [signal.SIG_IGN] * 2
-    assert reached == ["the end of the block"]
+def test_a_signal_is_told_and_interrupts_nothing(number: signal.Signals) -> None:
+    script = """
+print("ready", flush=True)
+stop.wait()
+print("told")
+sys.exit(3)
+"""
+    assert stopped(script, number, *SIGNALS) == (3, "told\n", "")
 
 
-def test_an_interruption_that_became_another_error_is_one() -> None:
-    @interruptible()
-    def work() -> None:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise RuntimeError("cannot be converted") from None
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-
-
-def test_an_interruption_that_somebody_caught_is_one() -> None:
-    @interruptible()
-    def work() -> None:
-        with suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
+def test_whoever_waits_for_something_else_is_woken() -> None:
+    script = """
+waited_for = threading.Event()
+stop.wake = waited_for.set
+print("ready", flush=True)
+waited_for.wait()
+print("woken" if stop.is_set() else "woken too soon")
+sys.exit(3)
+"""
+    assert stopped(script, signal.SIGINT) == (3, "woken\n", "")
 
 
-def test_other_errors_and_none_stay_what_they_are() -> None:
-    with pytest.raises(ValueError, match="mine"), interruptible():
-        raise ValueError("mine")
-    with interruptible():
-        pass
+@pytest.mark.parametrize("work", ["while True: pass", "time.sleep(600)"])
+def test_work_that_does_not_look_is_ended(work: str) -> None:
+    script = f"""
+print("ready", flush=True)
+{work}
+"""
+    assert stopped(script, signal.SIGTERM) == (7, "", "")
+
+
+def test_without_a_signal_nothing_happens() -> None:
+    script = """
+print("ready", flush=True)
+sys.exit(1 if stop.wait(2 * Stop.LIMIT) else 0)
+"""
+    assert stopped(script) == (0, "", "")
 
 
 def test_a_child_is_ended_on_leaving() -> None:
