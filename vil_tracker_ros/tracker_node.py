@@ -214,6 +214,12 @@ class TrackerNode(LifecycleNode):
         self.destroy_subscription(self._subscription)
         return pipeline.close()
 
+    def destroy_node(self) -> None:
+        """Leaves DDS; nothing of the node stays in shared memory."""
+        super().destroy_node()
+        # rclpy leaves this out, and with it the node would stay, until the process has ended
+        self._state_machine.destroy_when_not_in_use()
+
     # frames
 
     def _on_image(self, message: Any, info: dict[str, Any]) -> None:
