@@ -26,6 +26,11 @@ GRACE = 0.5
 """Seconds that `Pipeline.close` waits for the frame in hand."""
 
 
+def stamp_text(ns: int) -> str:
+    """Seconds with all nine digits: a float has only some hundreds of ns in these years."""
+    return f"{ns // NS}.{ns % NS:09d}"
+
+
 class Refused(ValueError):
     """A request that cannot be met; the message tells the caller why."""
 
@@ -243,10 +248,10 @@ class Pipeline:
         for frame in self._held:
             if frame.stamp_ns == stamp_ns:
                 return frame
-        first, last = self._held[0].stamp_ns / NS, self._held[-1].stamp_ns / NS
+        first, last = (stamp_text(self._held[at].stamp_ns) for at in (0, -1))
         raise Refused(
-            f"no frame with stamp {stamp_ns / NS:.9f} is held; there are {len(self._held)} frames "
-            f"from {first:.9f} to {last:.9f} (parameters init_history, init_memory)"
+            f"no frame with stamp {stamp_text(stamp_ns)} is held; there are {len(self._held)} "
+            f"frames from {first} to {last} (parameters init_history, init_memory)"
         )
 
     # the worker

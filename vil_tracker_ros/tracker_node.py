@@ -41,7 +41,7 @@ from vil_tracker_ros.conversions import (
 from vil_tracker_ros.diagnostics import Health
 from vil_tracker_ros.drawing import draw
 from vil_tracker_ros.msg import TrackArray
-from vil_tracker_ros.pipeline import NS, Frame, FrameResult, Pipeline, Refused
+from vil_tracker_ros.pipeline import NS, Frame, FrameResult, Pipeline, Refused, stamp_text
 from vil_tracker_ros.processes import Stop
 from vil_tracker_ros.srv import InitTrack, StopTrack
 
@@ -303,7 +303,7 @@ class TrackerNode(LifecycleNode):
             return response
         response.success, response.track_id = True, track_id
         response.stamp = to_time(frame.stamp_ns)
-        response.message = f"{track_id} starts on frame {frame.stamp_ns / NS:.9f}"
+        response.message = f"{track_id} starts on frame {stamp_text(frame.stamp_ns)}"
         self.get_logger().info(response.message)
         return response
 

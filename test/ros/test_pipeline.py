@@ -16,7 +16,15 @@ from vil_tracker_core.model.presets import preset
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.tracking.network import Network, TorchNetwork
 from vil_tracker_core.tracking.online import TrackerConfig, TrackState
-from vil_tracker_ros.pipeline import LONGEST_ID, NS, Frame, FrameResult, Pipeline, Refused
+from vil_tracker_ros.pipeline import (
+    LONGEST_ID,
+    NS,
+    Frame,
+    FrameResult,
+    Pipeline,
+    Refused,
+    stamp_text,
+)
 
 PERIOD = NS // 30
 BOX = Box(50, 40, 20, 16)
@@ -197,6 +205,15 @@ def test_refusals_name_their_reason(rig: Rig) -> None:
         rig.start("d")
     with pytest.raises(Refused, match="65 letters, 64 at most"):
         rig.start("e" * (LONGEST_ID + 1))
+
+
+def test_stamps_are_written_to_the_nanosecond(rig: Rig) -> None:
+    ns = 1_704_067_207_600_000_001  # as a float, 95 ns less
+    assert stamp_text(ns) == "1704067207.600000001"
+    rig.pipeline.offer(Frame(ns, 0, (160, 120), 57_600))
+    held = r"stamp 1704067207\.600000000 .* from 1704067207\.600000001 to 1704067207\.600000001"
+    with pytest.raises(Refused, match=held):
+        rig.start(stamp_ns=ns - 1)
 
 
 def test_old_frames_are_let_go(network: Network) -> None:
