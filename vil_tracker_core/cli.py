@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -406,9 +407,12 @@ def bench(
         peers=peers,
     )
     result = measure(chosen)
-    table = Table(title=f"ms on {result['machine']['cpu']}, {frames} frames, median (p95)")
-    for heading in ("tracker", "threads", "tracks", "init", "update", *STAGES, "of CSRT a track"):
-        table.add_column(heading, justify="left" if heading == "tracker" else "right")
+    title = f"ms on {result['machine']['cpu']}, {frames} frames, median (p95)"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)  # all of it in 80 columns
+    table.add_column("tracker")
+    for heading in ("threads", "tracks", "init", "update", *STAGES):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("of CSRT a track", justify="right")
     for run, share in zip(result["runs"], against_csrt(result), strict=True):
         update = f"{run['update']['median_ms']:.1f} ({run['update']['p95_ms']:.1f})"
         stages = [run["stages"].get(stage, {}).get("median_ms") for stage in STAGES]
