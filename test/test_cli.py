@@ -119,9 +119,8 @@ def test_info_of_the_shipped_weights_tells_their_origin() -> None:
     done = run("info", "vil_nano", "--json")
     values = json.loads(done.stdout)
     assert values["parameters"] < 4e6
-    stages = values["provenance"]["averaged"]
-    assert len(stages) == 3
-    for stage in stages:
+    provenance = values["provenance"]
+    for stage in provenance.get("averaged", [{"provenance": provenance}]):
         assert stage["provenance"]["config"]["model"] == "vil_nano"
         assert stage["provenance"]["step"] > 0
     assert len(values["calibration"]["scale"]) == 4

@@ -134,7 +134,7 @@ def _of(value: float, limit: float, unit: str) -> str:
 def init_from(
     checkpoint: Annotated[
         Path,
-        typer.Argument(help="Published ViL or EfficientNet-Lite0 weights as .safetensors."),
+        typer.Argument(help="Published ViL weights as .safetensors, or FEAR-XS as .onnx."),
     ],
     out: Annotated[Path, typer.Argument(help="Weights file to make.")],
     preset_name: Annotated[
@@ -142,11 +142,12 @@ def init_from(
     ] = "vil_s",
     seed: Annotated[int, typer.Option(help="Of what the checkpoint does not hold.")] = 0,
 ) -> None:
-    """Start a net from published ImageNet weights, for `init:` of a training's config.
+    """Start a net from published weights, for `init:` of a training's config.
 
     ViL-S of version 1 fits vil_s in every block. Version 2 (vil2-...) fits but for its biases and
-    its 2-D convolutions. EfficientNet-Lite0 starts the trunk of vil_nano's stem. A .th or .pth file
-    is a pickle and is never read: the refusal says how to make safetensors of it.
+    its 2-D convolutions. FEAR-XS's template network, an ONNX file, starts the trunk of vil_nano's
+    stem. A .th or .pth file is a pickle and is never read: the refusal says how to make safetensors
+    of it.
     """
     import torch
 
@@ -236,7 +237,7 @@ def annotate(
 ) -> None:
     """Let a teacher track things in videos without truth: sequences to train on.
 
-    A track is kept where the teacher's ways forwards and backwards agree. The sequences link to
+    A track is kept where the ways forwards and backwards agree and the thing moves. They link to
     the videos' own frames.
     """
     from vil_tracker_core.training.annotate import CROPS, AnnotateConfig

@@ -23,7 +23,7 @@ from vil_tracker_core.model.init_from import (
     read_checkpoint,
     to_published,
 )
-from vil_tracker_core.model.mobile import published_names, trunk_from_published
+from vil_tracker_core.model.mobile import MobileTrunk
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
 
@@ -353,16 +353,16 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def lite0(net: ViLTracker) -> dict[str, Tensor]:
-    """A published EfficientNet-Lite0 down to stride 16, with its classifier."""
-    trunk = net.backbone.embedding.stem.trunk.state_dict()
-    tensors = {"_fc.weight": torch.randn(10, 1280)}
-    for ours, (conv, norm) in published_names().items():
-        weight = trunk[f"{ours}.weight"]
-        tensors[f"{conv}.weight"] = torch.randn_like(weight)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            tensors[f"{norm}.{part}"] = torch.rand(len(weight))
-    return tensors
+def convolutions() -> dict[str, Tensor]:
+    """Those of a trunk and one more, by the names that `read_checkpoint` gives an ONNX network's."""
+    trunk = MobileTrunk().state_dict()
+    tensors = {}
+    for number, (weight, bias) in enumerate(
+        zip(list(trunk.values())[::2], list(trunk.values())[1::2], strict=True), start=1
+    ):
+        tensors[f"convolution {number}.weight"] = torch.randn_like(weight)
+        tensors[f"convolution {number}.bias"] = torch.randn_like(bias)
+    return tensors | {f"convolution {number + 1}.weight": torch.randn(256, 112, 1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -370,26 +370,36 @@ def mobile(config: ModelConfig) -> ViLTracker:
     return ViLTracker(replace(config, stem="mobile", stem_channels=()))
 
 
-def test_a_mobile_stem_takes_the_trunk_of_an_efficientnet(mobile: ViLTracker) -> None:
-    tensors = lite0(mobile)
+def test_a_mobile_stem_takes_the_trunk_of_an_onnx_network(mobile: ViLTracker) -> None:
+    tensors = convolutions()
     state, report = from_published(tensors, mobile)
     prefix = "backbone.embedding.stem.trunk."
-    for name, tensor in trunk_from_published(tensors).items():
-        torch.testing.assert_close(state[prefix + name], tensor)
-    assert report.left == {"_fc.weight": "beyond stride 16"}
-    assert set(report.taken) == set(tensors) - {"_fc.weight"}
+    filled = [tensor for name, tensor in state.items() if name.startswith(prefix)]
+    for made, published in zip(filled, list(tensors.values())[:-1], strict=True):
+        assert torch.equal(made, published)
+    (beyond,) = report.left
+    assert beyond == list(tensors)[-1]
+    assert set(report.taken) == set(tensors) - {beyond}
     assert set(report.fresh) == {name for name in state if not name.startswith(prefix)}
     for name in report.fresh:
         assert torch.equal(state[name], mobile.state_dict()[name])
+    assert ("convolution N.weight", 16) in {(name, count) for name, _, count in report.rows()}
 
 
-def test_an_efficientnet_that_does_not_fit_is_refused(net: ViLTracker, mobile: ViLTracker) -> None:
-    tensors = lite0(mobile)
+def test_an_onnx_network_that_does_not_fit_is_refused(net: ViLTracker, mobile: ViLTracker) -> None:
+    tensors = convolutions()
     with pytest.raises(CheckpointError, match="starts a stem 'mobile', that of "):
         from_published(tensors, net)
-    wide = tensors | {"_blocks.3._bn1.weight": torch.ones(7)}
-    with pytest.raises(CheckpointError, match=r"_blocks\.3"):
+    wide = tensors | {"convolution 3.weight": torch.ones(7)}
+    with pytest.raises(CheckpointError, match=r"convolution 3\.weight is \(7,\), the trunk's is"):
         from_published(wide, mobile)
-    del tensors["_bn0.bias"]
-    with pytest.raises(CheckpointError, match=r"_bn0\.bias is missing"):
-        from_published(tensors, mobile)
+
+
+def test_an_onnx_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(b"\xff\xfe no network")
+    with pytest.raises(CheckpointError, match=r"cut\.onnx is not a readable ONNX network"):
+        read_checkpoint(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"cut\.onnx holds no convolution"):
+        read_checkpoint(path)

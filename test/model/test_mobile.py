@@ -1,101 +1,108 @@
-"""The mobile stem against a naive EfficientNet-Lite0 of the published layout, made here."""
+"""The mobile stem against an ONNX network of FEAR-XS's layout, made here."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from onnx import TensorProto, helper
 
+from vil_tracker_core.model.init_from import read_checkpoint
 from vil_tracker_core.model.mobile import (
     FINE_LAYERS,
-    MEAN,
     PIECE,
-    STD,
     TRUNK_LAYERS,
     InvertedResidual,
     MobileStem,
     MobileTrunk,
-    trunk_from_published,
+    trunk_from_convolutions,
 )
 
-# of the paper's table: kernel, stride, expansion, channels in and out, one row a block
+# kernel, stride, expansion, channels in and out, one row a block
 BLOCKS = [
-    (3, 1, 1, 32, 16),
+    (3, 1, 1, 16, 16),
     (3, 2, 6, 16, 24),
-    (3, 1, 6, 24, 24),
-    (5, 2, 6, 24, 40),
-    (5, 1, 6, 40, 40),
-    (3, 2, 6, 40, 80),
-    (3, 1, 6, 80, 80),
-    (3, 1, 6, 80, 80),
-    (5, 1, 6, 80, 112),
+    (3, 1, 1, 24, 24),
+    (3, 1, 1, 24, 24),
+    (5, 2, 6, 24, 32),
+    (5, 1, 3, 32, 32),
+    (5, 1, 6, 32, 32),
+    (3, 1, 6, 32, 32),
+    (5, 2, 6, 32, 64),
+    (5, 1, 3, 64, 64),
+    (5, 1, 6, 64, 64),
+    (5, 1, 6, 64, 64),
+    (5, 1, 6, 64, 112),
     (5, 1, 6, 112, 112),
     (5, 1, 6, 112, 112),
+    (5, 1, 3, 112, 112),
 ]
 
 
-def published() -> dict[str, Tensor]:
-    """Every tensor down to stride 16, by its published name, with batch norms, in float64."""
-    torch.manual_seed(0)
-    tensors: dict[str, Tensor] = {}
+def published() -> onnx.ModelProto:
+    """Images -> features of 256 channels, with weights of its own."""
+    rng = np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    tensors: list[onnx.TensorProto] = []
 
-    def conv(name: str, norm: str, out: int, inner: int, kernel: int) -> None:
-        fan = inner * kernel * kernel
-        tensors[f"{name}.weight"] = torch.randn(out, inner, kernel, kernel) * (2 / fan) ** 0.5
-        tensors[f"{norm}.weight"] = 1 + 0.3 * torch.rand(out)
-        tensors[f"{norm}.bias"] = 0.2 * torch.randn(out)
-        tensors[f"{norm}.running_mean"] = 0.2 * torch.randn(out)
-        tensors[f"{norm}.running_var"] = 0.5 + torch.rand(out)
+    def put(op: str, inputs: list[str], **attributes: object) -> str:
+        nodes.append(helper.make_node(op, inputs, [f"x{len(nodes)}"], **attributes))
+        return f"x{len(nodes) - 1}"
 
-    conv("_conv_stem", "_bn0", 32, 3, 3)
-    for index, (kernel, _, expansion, before, after) in enumerate(BLOCKS):
-        block, wide = f"_blocks.{index}.", before * expansion
+    def conv(x: str, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> str:
+        fan = kernel * kernel * before // groups
+        weight = rng.normal(0, (2 / fan) ** 0.5, (after, before // groups, kernel, kernel))
+        names = [f"w{len(tensors)}", f"b{len(tensors)}"]
+        for name, values in zip(names, (weight, rng.normal(0, 0.2, after)), strict=True):
+            tensors.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+        pads = [kernel // 2] * 4
+        return put("Conv", [x, *names], strides=[stride] * 2, group=groups, pads=pads)
+
+    x = put("Relu", [conv("image", 3, 16, 3, 2)])
+    for kernel, stride, expansion, before, after in BLOCKS:
+        wide, inner = before * expansion, x
         if expansion > 1:
-            conv(f"{block}_expand_conv", f"{block}_bn0", wide, before, 1)
-        conv(f"{block}_depthwise_conv", f"{block}_bn1", wide, 1, kernel)
-        conv(f"{block}_project_conv", f"{block}_bn2", after, wide, 1)
-    return {name: tensor.double() for name, tensor in tensors.items()}
+            inner = put("Relu", [conv(x, before, wide, 1)])
+        inner = put("Relu", [conv(inner, wide, wide, kernel, stride, wide)])
+        inner = conv(inner, wide, after, 1)
+        x = put("Add", [x, inner]) if stride == 1 and before == after else inner
+    trunk = helper.make_tensor_value_info(x, TensorProto.FLOAT, None)
+    features = helper.make_tensor_value_info(conv(x, 112, 256, 1), TensorProto.FLOAT, None)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])
+    graph = helper.make_graph(nodes, "published", [image], [trunk, features], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def naive(tensors: dict[str, Tensor], image: Tensor) -> Tensor:
-    """The published net on RGB 0..255, norms apart, padded alike on all sides. Beyond the border
-    lies the colour that is 0 after our normalisation, as it does for us."""
-
-    def step(
-        x: Tensor, conv: str, norm: str, stride: int = 1, groups: int = 1, pad: bool = True
-    ) -> Tensor:
-        weight = tensors[f"{conv}.weight"]
-        x = F.conv2d(x, weight, None, stride, weight.shape[-1] // 2 if pad else 0, 1, groups)
-        mean, var, gain, bias = (
-            tensors[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
-        )
-        return F.batch_norm(x, mean, var, gain, bias, eps=1e-3)
-
-    border = torch.tensor(MEAN, dtype=image.dtype)[None, :, None, None]
-    x = (F.pad(image - border, (1, 1, 1, 1)) + border - 127) / 128
-    x = step(x, "_conv_stem", "_bn0", 2, pad=False).clamp(0, 6)
-    for index, (_, stride, expansion, before, after) in enumerate(BLOCKS):
-        block, inner = f"_blocks.{index}.", x
-        if expansion > 1:
-            inner = step(inner, f"{block}_expand_conv", f"{block}_bn0").clamp(0, 6)
-        inner = step(inner, f"{block}_depthwise_conv", f"{block}_bn1", stride, inner.shape[1])
-        inner = step(inner.clamp(0, 6), f"{block}_project_conv", f"{block}_bn2")
-        x = x + inner if stride == 1 and before == after else inner
-    return x
+def test_a_trunk_computes_what_the_published_net_does(tmp_path: Path) -> None:
+    path = tmp_path / "published.onnx"
+    onnx.save(published(), str(path))
+    tensors = read_checkpoint(path)
+    trunk = MobileTrunk()
+    names = trunk_from_convolutions(tensors)
+    trunk.load_state_dict({ours: tensors[name] for ours, name in names.items()})
+    assert set(tensors) - set(names.values()) == {"convolution 47.weight", "convolution 47.bias"}
+    image = torch.randn(2, 3, 64, 48)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    wanted, _ = session.run(None, {"image": image.numpy()})
+    assert wanted.shape == (2, 112, 4, 3)
+    assert wanted.std() > 1e-2
+    made = trunk(image).detach().numpy()
+    assert np.abs(made - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
-def test_a_trunk_computes_what_the_published_net_does() -> None:
-    tensors = published()
-    trunk = MobileTrunk().double()
-    trunk.load_state_dict(trunk_from_published(tensors))
-    image = 255 * torch.rand(2, 3, 64, 48, dtype=torch.float64)
-    mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
-    made = trunk((image - mean) / std)
-    assert made.shape == (2, 112, 4, 3)
-    wanted = naive(tensors, image)
-    assert wanted.std() > 1e-3
-    torch.testing.assert_close(made, wanted, rtol=1e-6, atol=1e-6)  # MEAN and STD are float32
+def test_a_network_that_is_not_the_trunks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "published.onnx"
+    onnx.save(published(), str(path))
+    tensors = read_checkpoint(path)
+    with pytest.raises(ValueError, match=r"convolution 2\.weight is \(1,\), the trunk's is \(16, "):
+        trunk_from_convolutions(tensors | {"convolution 2.weight": torch.ones(1)})
+    del tensors["convolution 46.bias"]
+    with pytest.raises(ValueError, match=r"convolution 46\.bias is missing"):
+        trunk_from_convolutions(tensors)
 
 
 def test_a_large_batch_in_training_gives_what_each_image_does_alone() -> None:
@@ -110,13 +117,6 @@ def test_a_large_batch_in_training_gives_what_each_image_does_alone() -> None:
     alone.square().sum().backward()
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, trunk[0].weight.grad, rtol=1e-9, atol=1e-9)
-
-
-def test_a_missing_tensor_is_named() -> None:
-    tensors = published()
-    del tensors["_blocks.7._bn1.running_var"]
-    with pytest.raises(KeyError, match=r"_blocks\.7\._bn1\.running_var"):
-        trunk_from_published(tensors)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,17 @@ def test_ways_that_differ_are_dropped() -> None:
     assert "kept" not in ends
 
 
+def test_what_stands_still_is_dropped() -> None:
+    """It trembles by a pixel, and is followed well; but there is nothing to learn from it."""
+    ends = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        end = try_track(Red(), lambda i: np.roll(frame_of(0), i % 2, axis=1), FRAMES, rng, CONFIG)
+        ends.add(end if isinstance(end, str) else "kept")
+    assert "stands still" in ends
+    assert "kept" not in ends
+
+
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
     """Two videos without usable truth."""

@@ -114,7 +114,7 @@ def test_config_cannot_be_changed(tmp_path: Path) -> None:
         ("templates: 2", ("templates = 2", "two search frames")),
         ("trunk_lr: 0.1", ("vil_tiny has no trunk", "trunk_lr")),
         ("freeze_trunk: 2", ("vil_tiny has no trunk", "freeze_trunk")),
-        ("freeze_trunk: 14", ("freeze_trunk = 14", "at most 13")),
+        ("freeze_trunk: 19", ("freeze_trunk = 19", "at most 18")),
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: str, parts: tuple[str, ...]) -> None:

@@ -1,5 +1,5 @@
 """Starts a net from published weights: ViL's (Vision-LSTM, arXiv 2406.04303), and the way back; and
-EfficientNet-Lite0's, of which a mobile stem takes the trunk (see mobile.py).
+FEAR-XS's, of which a mobile stem takes the trunk (see mobile.py).
 
 ViL's published net of version 1 is made of our block without layer scale and MLP: even blocks scan
 from the top left, odd ones from the bottom right. Three things are stored in another form:
@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vil_tracker_core.model.mobile import published_names, trunk_from_published
+from vil_tracker_core.model.mobile import trunk_from_convolutions
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
 
@@ -38,6 +39,9 @@ MAX_BYTES = 1_000_000_000
 """Larger checkpoints are refused before they are read; ViL-B has 350 MB."""
 
 POSITIONS = "pos_embed.embed"
+
+FIRST_CONVOLUTION = "convolution 1.weight"
+"""What `read_checkpoint` calls the first tensor of an ONNX network."""
 
 CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
@@ -116,7 +120,7 @@ class Report:
 
 
 def _any_block(name: str) -> str:
-    return re.sub(r"(blocks|trunk)\.\d+\.", r"\1.N.", name)
+    return re.sub(r"(blocks\.|trunk\.|convolution )\d+\.", r"\1N.", name)
 
 
 def _part(name: str) -> str:
@@ -172,7 +176,7 @@ def from_published(
     """The net's tensors with what a published checkpoint holds put in their place.
 
     Args:
-        tensors: the checkpoint's: of a ViL in any of the three spellings, or of EfficientNet-Lite0.
+        tensors: of `read_checkpoint`: a ViL's in any of the three spellings, or a FEAR-XS's.
         model: gives the names, the shapes and the values of what is not taken; it is not changed.
 
     Returns:
@@ -181,8 +185,8 @@ def from_published(
     Raises:
         CheckpointError: where no block fits, or a tensor has another shape than ours.
     """
-    if "_conv_stem.weight" in tensors:
-        return _from_lite0(tensors, model)
+    if FIRST_CONVOLUTION in tensors:
+        return _from_convolutions(tensors, model)
     config = model.config
     names = key_map(config)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -217,37 +221,25 @@ def from_published(
     return state, Report(taken, left, fresh)
 
 
-def _from_lite0(
+def _from_convolutions(
     tensors: Mapping[str, Tensor], model: ViLTracker
 ) -> tuple[dict[str, Tensor], Report]:
-    """`from_published` for an EfficientNet-Lite0, of which a mobile stem takes the trunk."""
+    """`from_published` for an ONNX network that begins with the trunk of a mobile stem."""
     config, prefix = model.config, "backbone.embedding.stem.trunk."
     if config.stem != "mobile":
         raise CheckpointError(
-            f"an EfficientNet-Lite0 starts a stem 'mobile', that of {config.name} is "
-            f"{config.stem!r}: choose another preset"
+            f"an ONNX network starts a stem 'mobile', that of {config.name} is {config.stem!r}: "
+            "choose another preset"
         )
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     try:
-        trunk = trunk_from_published(tensors)
-    except KeyError as error:
-        raise CheckpointError(f"{error.args[0]} is missing") from None
+        trunk = trunk_from_convolutions(tensors)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    for name, tensor in trunk.items():
-        if tensor.shape != state[prefix + name].shape:
-            raise _misfit(name, tensor, config, str(tuple(state[prefix + name].shape)))
-        state[prefix + name] = tensor.to(state[prefix + name].dtype)
-    taken: dict[str, tuple[str, ...]] = {}
-    for ours, (conv, norm) in published_names().items():
-        taken[f"{conv}.weight"] = (f"{prefix}{ours}.weight",)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            taken[f"{norm}.{part}"] = (f"{prefix}{ours}.weight", f"{prefix}{ours}.bias")
-    left = {
-        name: "a counter" if name.endswith(".num_batches_tracked") else "beyond stride 16"
-        for name in tensors
-        if name not in taken
-    }
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for ours, published in trunk.items():
+        state[prefix + ours] = tensors[published].to(state[prefix + ours].dtype)
+    taken = {published: (prefix + ours,) for ours, published in trunk.items()}
+    left = {name: "beyond the trunk" for name in tensors if name not in taken}
     fresh = tuple(name for name in state if not name.startswith(prefix))
     return state, Report(taken, left, fresh)
 
@@ -298,7 +290,8 @@ def to_published(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, 
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint in safetensors.
+    """The tensors of a published checkpoint: by their names in safetensors; of an ONNX network the
+    convolutions' in its order, as `convolution 1.weight`, `convolution 1.bias` and so on.
 
     Raises:
         CheckpointError: naming the file: missing, too large, damaged, or a pickle, which is never
@@ -309,6 +302,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} does not exist")
     if path.stat().st_size > MAX_BYTES:
         raise CheckpointError(f"{path} is larger than {MAX_BYTES // 10**6} MB")
+    if path.suffix == ".onnx":
+        return _convolutions(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -322,3 +317,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         f"{path} is a pickle, which can run code as it is read, so it is not read here; make "
         f'safetensors of it with: python -c "{CONVERT}" {shlex.quote(str(path))} {target}'
     )
+
+
+def _convolutions(path: Path) -> dict[str, Tensor]:
+    """`read_checkpoint` of an ONNX network."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+        arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    except (DecodeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable ONNX network: {error}") from None
+    found: dict[str, Tensor] = {}
+    count = 0
+    for node in graph.node:
+        if node.op_type == "Conv":
+            count += 1
+            for part, name in zip(("weight", "bias"), node.input[1:], strict=False):
+                if name in arrays:
+                    found[f"convolution {count}.{part}"] = torch.from_numpy(arrays[name].copy())
+    if not found:
+        raise CheckpointError(f"{path} holds no convolution")
+    return found

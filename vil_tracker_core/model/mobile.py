@@ -1,12 +1,9 @@
-"""EfficientNet-Lite0 down to stride 16: the trunk of a stem that may begin with ImageNet weights.
+"""FBNet down to stride 16: the trunk of a stem that may begin with a trained tracker's weights.
 
-Lite0 (of Tan and Le's EfficientNet, arXiv 1905.11946, made for phones) is a row of inverted
-residuals (arXiv 1801.04381) with ReLU6 and nothing that a small processor cannot do. Its batch
-norms are folded into the convolutions here, for training too: published statistics stay as they
-are, and small batches cannot spoil them.
-
-The published net pads images on the right and at the bottom where it halves them, ours on all sides
-alike: the same features, seen by cells that lie 15 px further left and up.
+FBNet (arXiv 1812.03443, a row of inverted residuals, arXiv 1801.04381, whose widths and kernels were
+searched for) is the backbone of FEAR-XS (arXiv 2112.07957), which was trained to track on data sets a
+hundred times ours. Batch norms are folded into the convolutions, for training too: trained
+statistics stay as they are, and small batches cannot spoil them.
 """
 
 from __future__ import annotations
@@ -16,27 +13,30 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5))
-"""Expansion, channels, blocks, stride of the first block, kernel: the stages at strides 2 to 16."""
-
-TRUNK_LAYERS = 2 + sum(blocks for _, _, blocks, _, _ in STAGES)
-"""The first convolution, its ReLU6, and the blocks."""
-
-FINE_LAYERS = 7
-"""Of them, those at strides 2 to 8."""
-
-FIRST = 32
+FIRST = 16
 """Channels of the first convolution."""
 
-# ImageNet's channel statistics, RGB, 0..255
+STAGES = (
+    (16, 1, ((1, 3),)),
+    (24, 2, ((6, 3), (1, 3), (1, 3))),
+    (32, 2, ((6, 5), (3, 5), (6, 5), (6, 3))),
+    (64, 2, ((6, 5), (3, 5), (6, 5), (6, 5))),
+    (112, 1, ((6, 5), (6, 5), (6, 5), (3, 5))),
+)
+"""Channels, stride of the first block, and each block's expansion and kernel."""
+
+TRUNK_LAYERS = 2 + sum(len(blocks) for _, _, blocks in STAGES)
+"""The first convolution, its ReLU, and the blocks."""
+
+FINE_LAYERS = 10
+"""Of them, those at strides 2 to 8."""
+
+# The channels' statistics that the weights were trained with, RGB, 0..255
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 PIECE = 8
 """Images at a time in training on a CPU: of more, the wide layers do not stay in its cache."""
-
-EPSILON = 1e-3
-"""That of the published batch norms."""
 
 
 def _conv(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -53,7 +53,7 @@ class InvertedResidual(nn.Module):
         self.depthwise = _conv(wide, wide, kernel, stride, groups=wide)
         self.project = _conv(wide, after, 1)
         self.residual = stride == 1 and before == after
-        self.act = nn.ReLU6(inplace=True)
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if self.expand is None else self.act(self.expand(x))
@@ -62,18 +62,19 @@ class InvertedResidual(nn.Module):
 
 
 class MobileTrunk(nn.Sequential):
-    """RGB normalised by ImageNet's statistics (B, 3, H, W) -> (B, 112, H / 16, W / 16).
+    """RGB normalised by `MEAN` and `STD` (B, 3, H, W) -> (B, 112, H / 16, W / 16).
 
     In use, the layers that see the image's finest contrasts compute in float32 also under autocast:
     else boxes are off by a pixel of a 720p frame and more.
     """
 
     def __init__(self) -> None:
-        layers: list[nn.Module] = [_conv(3, FIRST, 3, 2), nn.ReLU6(inplace=True)]
+        layers: list[nn.Module] = [_conv(3, FIRST, 3, 2), nn.ReLU(inplace=True)]
         width = FIRST
-        for expansion, channels, count, first_stride, kernel in STAGES:
-            for stride in (first_stride, *[1] * (count - 1)):
-                layers.append(InvertedResidual(width, channels, expansion, stride, kernel))
+        for channels, stride, blocks in STAGES:
+            for index, (expansion, kernel) in enumerate(blocks):
+                first = 1 if index else stride
+                layers.append(InvertedResidual(width, channels, expansion, first, kernel))
                 width = channels
         super().__init__(*layers)
 
@@ -95,47 +96,28 @@ class MobileTrunk(nn.Sequential):
         return x
 
 
-def published_names() -> dict[str, tuple[str, str]]:
-    """Our name of a trunk's convolution -> the published names of it and of its batch norm."""
-    names = {"0": ("_conv_stem", "_bn0")}
-    parts = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
-    for index in range(TRUNK_LAYERS - 2):
-        for part, norm in parts.items():
-            if part != "expand" or index:  # the first block does not widen
-                published = f"_blocks.{index}."
-                names[f"{index + 2}.{part}"] = (f"{published}_{part}_conv", f"{published}{norm}")
-    return names
-
-
-def trunk_from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `MobileTrunk` from a published EfficientNet-Lite0 (PyTorch's names for it).
-
-    A batch norm is an affine map of each channel, so it is one with the convolution before it:
-    w' = w g / sqrt(v + eps), b' = b - m g / sqrt(v + eps). The published net takes
-    (RGB - 127) / 128; the first convolution takes that in as well, exactly but for the colour
-    beyond the border.
+def trunk_from_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our name of each of a trunk's tensors -> its name among a network's convolutions, which are
+    called `convolution 1.weight`, `convolution 1.bias`, ... in the network's order.
 
     Raises:
-        KeyError: naming a tensor that is missing.
-        ValueError: naming a batch norm that has not one value for each channel.
+        ValueError: naming the first tensor that is missing or has another shape than the trunk's.
     """
-    state: dict[str, Tensor] = {}
-    for ours, (conv, norm) in published_names().items():
-        weight = tensors[f"{conv}.weight"]
-        scale, shift, mean, var = (
-            tensors[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        if any(each.shape != weight.shape[:1] for each in (scale, shift, mean, var)):
-            raise ValueError(f"{norm} has not one value for each of {len(weight)} channels")
-        gain = scale * torch.rsqrt(var + EPSILON)
-        weight = weight * gain[:, None, None, None]
-        bias = shift - mean * gain
-        if ours == "0":
-            middle, spread = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
-            bias = bias + (weight * ((middle - 127) / 128)).sum((1, 2, 3))
-            weight = weight * spread / 128
-        state[f"{ours}.weight"], state[f"{ours}.bias"] = weight, bias
-    return state
+    with torch.device("meta"):
+        expected = MobileTrunk().state_dict()
+    convolutions = [name.removesuffix(".weight") for name in expected if name.endswith(".weight")]
+    names: dict[str, str] = {}
+    for number, ours in enumerate(convolutions, start=1):
+        for part in ("weight", "bias"):
+            published = f"convolution {number}.{part}"
+            wanted = tuple(expected[f"{ours}.{part}"].shape)
+            if published not in tensors:
+                raise ValueError(f"{published} is missing")
+            if tensors[published].shape != wanted:
+                shape = tuple(tensors[published].shape)
+                raise ValueError(f"{published} is {shape}, the trunk's is {wanted}")
+            names[f"{ours}.{part}"] = published
+    return names
 
 
 class MobileStem(nn.Module):
@@ -144,7 +126,7 @@ class MobileStem(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.trunk = MobileTrunk()
-        self.project = _conv(STAGES[-1][1], dim, 1)
+        self.project = _conv(STAGES[-1][0], dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.project(self.trunk(x))

@@ -23,7 +23,7 @@ class ModelConfig:
     search_factor: float = 4.0  # search crop's side over sqrt(w * h) of the box
     patch: int = 16  # px of a token's side; the stride of every stem
     stem: Literal["patch", "conv", "mobile"] = "patch"  # one 16x16 convolution; four of stride 2;
-    # EfficientNet-Lite0's trunk, see mobile.py
+    # FBNet's trunk, see mobile.py
     stem_channels: tuple[int, ...] = ()  # channels of the conv stem's first three layers
 
     # backbone

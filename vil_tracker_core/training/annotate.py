@@ -2,7 +2,8 @@
 
 A trained tracker follows anything that it is shown. Shown any place of a video, it settles on what
 it takes for a thing there, follows it forwards and then, from where it ended, backwards. Where both
-ways agree, its boxes are worth learning from (Kalal et al., Forward-Backward Error, ICPR 2010).
+ways agree and the thing moves, its boxes are worth learning from (Kalal et al., Forward-Backward
+Error, ICPR 2010).
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class AnnotateConfig:
         smallest: side of a target on its first frame, px.
         settled: IoU of two answers in a row on the first frame.
         agreed: median IoU of the two ways; every frame must have half of it.
+        travel: how far its middle must get from where it was first, in extents sqrt(w * h): much of
+            what a camera at rest shows stands still, and there is little to learn from it.
     """
 
     tracks: int = 8
@@ -60,6 +63,7 @@ class AnnotateConfig:
     smallest: float = 14.0
     settled: float = 0.8
     agreed: float = 0.6
+    travel: float = 0.15
 
 
 GRID = 16
@@ -173,8 +177,17 @@ def try_track(
     overlaps = iou(both[0], both[1])
     if np.median(overlaps) < config.agreed or overlaps.min() < config.agreed / 2:
         return "the two ways differ"
+    if _travel(both.mean(0)) < config.travel:
+        return "stands still"
     order = slice(None) if ahead else slice(None, None, -1)
     return Annotated(frames[order], both.mean(0)[order])
+
+
+def _travel(boxes: FloatArray) -> float:
+    """Greatest distance of the middles of boxes (N, 4) xywh from the first one's, in its extents."""
+    middles = boxes[:, :2] + boxes[:, 2:] / 2
+    far = np.hypot(*(middles - middles[0]).T).max()
+    return float(far / math.sqrt(boxes[0, 2] * boxes[0, 3]))
 
 
 def _write(track: Annotated, paths: list[Path], folder: Path, origin: str) -> None:
