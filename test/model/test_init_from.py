@@ -354,7 +354,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def convolutions() -> dict[str, Tensor]:
-    """Those of a trunk and one more, by the names that `read_checkpoint` gives an ONNX network's."""
+    """Those of a trunk and one more, by the names that `read_checkpoint` gives them."""
     trunk = MobileTrunk().state_dict()
     tensors = {}
     for number, (weight, bias) in enumerate(

@@ -238,7 +238,9 @@ def _from_convolutions(
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     for ours, published in trunk.items():
         state[prefix + ours] = tensors[published].to(state[prefix + ours].dtype)
-    taken = {published: (prefix + ours,) for ours, published in trunk.items()}
+    taken: dict[str, tuple[str, ...]] = {
+        published: (prefix + ours,) for ours, published in trunk.items()
+    }
     left = {name: "beyond the trunk" for name in tensors if name not in taken}
     fresh = tuple(name for name in state if not name.startswith(prefix))
     return state, Report(taken, left, fresh)

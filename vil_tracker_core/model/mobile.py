@@ -1,8 +1,8 @@
 """FBNet down to stride 16: the trunk of a stem that may begin with a trained tracker's weights.
 
-FBNet (arXiv 1812.03443, a row of inverted residuals, arXiv 1801.04381, whose widths and kernels were
-searched for) is the backbone of FEAR-XS (arXiv 2112.07957), which was trained to track on data sets a
-hundred times ours. Batch norms are folded into the convolutions, for training too: trained
+FBNet (arXiv 1812.03443) is a row of inverted residuals (arXiv 1801.04381) whose widths and kernels
+were searched for. FEAR-XS (arXiv 2112.07957), which was trained to track on far more videos than we
+have, begins with it. Batch norms are folded into the convolutions, for training too: trained
 statistics stay as they are, and small batches cannot spoil them.
 """
 

@@ -184,7 +184,7 @@ def try_track(
 
 
 def _travel(boxes: FloatArray) -> float:
-    """Greatest distance of the middles of boxes (N, 4) xywh from the first one's, in its extents."""
+    """Greatest distance of boxes' (N, 4) middles from the first one's, in its extents."""
     middles = boxes[:, :2] + boxes[:, 2:] / 2
     far = np.hypot(*(middles - middles[0]).T).max()
     return float(far / math.sqrt(boxes[0, 2] * boxes[0, 3]))
