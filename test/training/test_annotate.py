@@ -214,7 +214,7 @@ def test_the_command(tmp_path: Path) -> None:
     clip = read_bag(CLIP).sequence
     short = Video("walk", clip.boxes[:50], clip.stamps[:50], clip.load)
     write_folder(short, tmp_path / "videos" / "walk")
-    arguments = ["annotate", "videos", "out", "--teacher", str(TEACHERS), "--tracks", "2"]
+    arguments = ["annotate", "videos", "out", "--teacher", str(TEACHERS), "--tracks", "8"]
     done = subprocess.run(
         [sys.executable, "-c", "from vil_tracker_core.cli import main; main()", *arguments],
         capture_output=True,
