@@ -237,8 +237,8 @@ def annotate(
 ) -> None:
     """Let a teacher track things in videos without truth: sequences to train on.
 
-    A track is kept where the ways forwards and backwards agree and the thing moves. They link to
-    the videos' own frames.
+    A track is kept where the ways forwards and backwards agree and the thing moves. The sequences
+    link to the videos' own frames.
     """
     from vil_tracker_core.training.annotate import CROPS, AnnotateConfig
     from vil_tracker_core.training.annotate import annotate as run
