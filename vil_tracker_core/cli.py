@@ -145,9 +145,9 @@ def init_from(
     """Start a net from published weights, for `init:` of a training's config.
 
     ViL-S of version 1 fits vil_s in every block. Version 2 (vil2-...) fits but for its biases and
-    its 2-D convolutions. FEAR-XS's template network, an ONNX file, starts the trunk of vil_nano's
-    stem. A .th or .pth file is a pickle and is never read: the refusal says how to make safetensors
-    of it.
+    its 2-D convolutions. FEAR-XS's tracking network, an ONNX file, starts the trunk of vil_nano's
+    stem and what compares the search region with the template. A .th or .pth file is a pickle and
+    is never read: the refusal says how to make safetensors of it.
     """
     import torch
 

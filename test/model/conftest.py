@@ -16,6 +16,7 @@ SMALLEST = ModelConfig(
     name="smallest",
     template_size=32,
     search_size=64,
+    match_width=6,
     dim=16,
     depth=4,
     tmoe_blocks=1,

@@ -21,8 +21,11 @@ each_count = pytest.mark.parametrize("count", [1, 2])
 def in_full(backbone: Backbone, templates: Tensor, search: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Features of all tokens [templates | search], no cache; and each block's output."""
     count = templates.shape[1]
-    parts = [backbone.embedding.template(templates[:, n]) for n in range(count)]
-    x = torch.cat([*parts, backbone.embedding.search(search)], dim=1)
+    embedding = backbone.embedding
+    parts, matched = zip(
+        *(embedding.templates(templates[:, n : n + 1]) for n in range(count)), strict=True
+    )
+    x = torch.cat([*parts, embedding.search(search, torch.stack(matched).mean(0))], dim=1)
     lengths = [TEMPLATE] * count + [SEARCH]
     outputs = []
     for index, block in enumerate(backbone.blocks):
@@ -136,7 +139,7 @@ def test_patch_stem_is_a_linear_map_of_patches(
     make_tracker: Callable[..., ViLTracker], images
 ) -> None:
     """Tokens run along rows; pixels are normalised by ImageNet's RGB statistics."""
-    embedding = make_tracker().backbone.embedding
+    embedding = make_tracker(match_width=0).backbone.embedding
     image = images(1, 3, 64, 64)
     normal = (image - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(STD).double().view(
         3, 1, 1
@@ -151,13 +154,14 @@ def test_patch_stem_is_a_linear_map_of_patches(
     wanted = torch.stack(tokens) * embedding.norm.weight
     wanted = wanted + embedding.search_position[0] + embedding.search_type
     # the statistics are float32 constants
-    torch.testing.assert_close(embedding.search(image)[0], wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(embedding.search(image, None)[0], wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_conv_stem_gives_one_token_a_patch(make_tracker: Callable[..., ViLTracker], images) -> None:
     embedding: Embedding = make_tracker(stem="conv", stem_channels=(4, 4, 8)).backbone.embedding
-    assert embedding.search(images(2, 3, 64, 64)).shape == (2, SEARCH, 16)
-    assert embedding.template(images(2, 3, 32, 32)).shape == (2, TEMPLATE, 16)
+    tokens, matched = embedding.templates(images(2, 1, 3, 32, 32))
+    assert tokens.shape == (2, TEMPLATE, 16)
+    assert embedding.search(images(2, 3, 64, 64), matched).shape == (2, SEARCH, 16)
 
 
 def on_meta(config: ModelConfig) -> ViLTracker:

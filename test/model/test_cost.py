@@ -43,6 +43,15 @@ def test_the_conv_stem_by_hand() -> None:
     assert (found.init.stem, found.frame.stem) == (by_hand["template"], by_hand["search"])
 
 
+def test_the_matcher_by_hand() -> None:
+    found = cost(replace(BY_HAND, match_width=6))
+    neck, wide = 16 * 6, 6 + 4
+    comparison = 9 * 6 + 6 * 6 + 4 * 6 + 9 * wide + wide * 6
+    assert found.init.stem == 4 * (PIXELS * 16 + neck)
+    assert found.frame.stem == 16 * (PIXELS * 16 + neck + 2 * comparison + 12 * 16)
+    assert found.frame.film == cost(BY_HAND).frame.film
+
+
 def test_the_heads_by_hand() -> None:
     found = cost(BY_HAND)
     tower = 9 * 16 * 8 + 9 * 8 * 4

@@ -23,6 +23,7 @@ from vil_tracker_core.model.init_from import (
     read_checkpoint,
     to_published,
 )
+from vil_tracker_core.model.matching import PUBLISHED
 from vil_tracker_core.model.mobile import MobileTrunk
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
@@ -367,7 +368,7 @@ def convolutions() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def mobile(config: ModelConfig) -> ViLTracker:
-    return ViLTracker(replace(config, stem="mobile", stem_channels=()))
+    return ViLTracker(replace(config, stem="mobile", stem_channels=(), match_width=0))
 
 
 def test_a_mobile_stem_takes_the_trunk_of_an_onnx_network(mobile: ViLTracker) -> None:
@@ -384,6 +385,34 @@ def test_a_mobile_stem_takes_the_trunk_of_an_onnx_network(mobile: ViLTracker) ->
     for name in report.fresh:
         assert torch.equal(state[name], mobile.state_dict()[name])
     assert ("convolution N.weight", 16) in {(name, count) for name, _, count in report.rows()}
+
+
+def test_a_matcher_takes_what_follows_the_trunk(config: ModelConfig) -> None:
+    net = ViLTracker(replace(config, stem="mobile", stem_channels=()))
+    matcher = net.backbone.embedding.matcher
+    assert matcher is not None
+    tensors = convolutions()
+    number = len(tensors) // 2  # the last has no bias
+    del tensors[f"convolution {number + 1}.weight"]
+    published = []
+    for layer in PUBLISHED:
+        number += 1
+        for part in ("weight", "bias"):
+            name = f"backbone.embedding.matcher.{layer}.{part}"
+            if name in net.state_dict():
+                tensors[f"convolution {number}.{part}"] = torch.randn_like(net.state_dict()[name])
+                published.append((name, f"convolution {number}.{part}"))
+    state, report = from_published(tensors, net)
+    assert len(published) == 16
+    for ours, theirs in published:
+        assert torch.equal(state[ours], tensors[theirs])
+        assert report.taken[theirs] == (ours,)
+    assert not report.left
+    project = "backbone.embedding.matcher.project.weight"
+    assert project in report.fresh
+    del tensors[f"convolution {number}.bias"]
+    with pytest.raises(CheckpointError, match=rf"convolution {number}\.bias is missing"):
+        from_published(tensors, net)
 
 
 def test_an_onnx_network_that_does_not_fit_is_refused(net: ViLTracker, mobile: ViLTracker) -> None:

@@ -137,7 +137,11 @@ def test_a_block_is_added_to_its_input_where_shapes_agree(
 
 
 def test_a_stem_gives_a_token_a_patch_of_16_px() -> None:
-    assert MobileStem(24)(torch.randn(2, 3, 112, 112)).shape == (2, 24, 7, 7)
+    stem = MobileStem(24)
+    image = torch.randn(2, 3, 112, 112)
+    maps, features = stem(image)
+    assert maps.shape == (2, 24, 7, 7)
+    assert torch.equal(features, stem.trunk(image))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -22,6 +22,7 @@ from vil_tracker_core.training.annotate import (
     Annotated,
     annotate,
     follow,
+    place,
     settle,
     try_track,
 )
@@ -91,6 +92,19 @@ def test_a_thing_cut_by_the_border_is_left_alone() -> None:
     frame = np.roll(frame_of(0), -50, axis=1)
     frame[:, -60:] = 90  # what np.roll brought back on the other side
     assert settle(Red(drift=-9), frame, Box(0, 60, 22, 24), CONFIG) is None
+
+
+def test_places_are_mostly_where_something_moves() -> None:
+    """Where nothing moves, every place is as good as another."""
+
+    def share(later: int) -> float:
+        """Of places that hold a good part of the target, now or later."""
+        rng = np.random.default_rng(0)
+        boxes = np.array([place(rng, frame_of(3), frame_of(later)) for _ in range(300)])
+        there = np.array([truth(3), truth(6)])
+        return float(np.mean([iou(boxes, other) > 0.1 for other in there]))
+
+    assert share(6) > 2 * share(3)
 
 
 def test_follows_until_it_is_gone() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from vil_tracker_core.model.matching import PUBLISHED
 from vil_tracker_core.model.mobile import TRUNK_LAYERS
 from vil_tracker_core.training.config import TrainConfig
 from vil_tracker_core.training.optimizer import Ema, learning_rate, parameter_groups
@@ -121,10 +122,15 @@ def test_frozen_parameters_are_in_no_group(make_config: MakeConfig) -> None:
     assert len(moved) + 3 == len(list(student.parameters()))
 
 
-def test_a_trunk_learns_at_its_own_rate_and_decays_as_the_rest(make_config: MakeConfig) -> None:
+def test_what_was_published_has_a_rate_of_its_own_and_decays_as_the_rest(
+    make_config: MakeConfig,
+) -> None:
     config = make_config(model="vil_nano", trunk_lr=0.1, weight_decay=0.05)
     student = Student(config)
-    trunk = {id(p) for p in student.tracker.backbone.embedding.stem.trunk.parameters()}
+    embedding = student.tracker.backbone.embedding
+    assert embedding.matcher is not None
+    known = [embedding.stem.trunk, *(embedding.matcher.get_submodule(n) for n in PUBLISHED)]
+    trunk = {id(p) for module in known for p in module.parameters()}
     groups = parameter_groups(student, config)
     for group in groups:
         for parameter in group["params"]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vil_tracker_core.model.block import Block, CellState, Norm
-from vil_tracker_core.model.mobile import MEAN, STD, MobileStem
+from vil_tracker_core.model.matching import Matcher
+from vil_tracker_core.model.mobile import MEAN, STAGES, STD, MobileStem
 from vil_tracker_core.model.presets import ModelConfig
 
 States = tuple[CellState | None, ...]
@@ -31,11 +32,13 @@ class Templates(NamedTuple):
         features: (B, N * T, dim) normalised features of the templates (regional scan), or None.
         states: for the regional scan, the even blocks' after the templates; empty in the joint
             scan.
+        matched: (B, match_width, T) what the search region is compared with, or None.
     """
 
     tokens: Tensor | None
     features: Tensor | None
     states: States
+    matched: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -70,6 +73,11 @@ class Embedding(nn.Module):
                     nn.SiLU(),
                 ]
             self.stem = nn.Sequential(*layers[:-1])
+        self.matcher: Matcher | None = None
+        if config.match_width:
+            before = STAGES[-1][0] if config.stem == "mobile" else dim
+            cells = config.template_grid**2
+            self.matcher = Matcher(before, config.match_width, cells, dim)
         self.norm = Norm(dim)
         self.template_position = nn.Parameter(torch.empty(1, config.template_grid**2, dim))
         self.search_position = nn.Parameter(torch.empty(1, config.search_grid**2, dim))
@@ -83,16 +91,30 @@ class Embedding(nn.Module):
         ):
             nn.init.normal_(added, std=0.02)
 
-    def _tokens(self, images: Tensor) -> Tensor:
+    def _tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised tokens, and the features (B, C, H/16, W/16) that a matcher compares."""
         pixels = (images.permute(0, 2, 3, 1) - self.mean) / self.std
-        tokens: Tensor = self.norm(self.stem(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2))
+        found = self.stem(pixels.permute(0, 3, 1, 2))
+        maps, features = found if isinstance(found, tuple) else (found, found)
+        return self.norm(maps.flatten(2).transpose(1, 2)), features
+
+    def templates(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, N, 3, T, T) -> tokens (B, N * T/16 * T/16, dim), and what search regions are compared
+        with."""
+        batch, count = images.shape[:2]
+        tokens, features = self._tokens(images.flatten(0, 1))
+        tokens = tokens + self.template_position + self.template_type
+        matched = None if self.matcher is None else self.matcher.templates(features, count)
+        return tokens.reshape(batch, -1, tokens.shape[-1]), matched
+
+    def search(self, images: Tensor, matched: Tensor | None) -> Tensor:
+        """(B, 3, S, S) -> tokens (B, G * G, dim)."""
+        tokens, features = self._tokens(images)
+        tokens = tokens + self.search_position + self.search_type
+        if self.matcher is not None:
+            assert matched is not None
+            tokens = tokens + self.matcher(features, matched)
         return tokens
-
-    def template(self, images: Tensor) -> Tensor:
-        return self._tokens(images) + self.template_position + self.template_type
-
-    def search(self, images: Tensor) -> Tensor:
-        return self._tokens(images) + self.search_position + self.search_type
 
 
 Modulation = list[tuple[Tensor, Tensor]]
@@ -112,10 +134,9 @@ class Backbone(nn.Module):
     def encode_templates(self, templates: Tensor) -> Templates:
         """(B, N, 3, T, T) crops, oldest first -> what later frames need of them."""
         batch, count = templates.shape[:2]
-        x = self.embedding.template(templates.flatten(0, 1))
-        x = x.reshape(batch, -1, x.shape[-1])
+        x, matched = self.embedding.templates(templates)
         if self.config.scan == "joint":
-            return Templates(x, None, ())
+            return Templates(x, None, (), matched)
         states: list[CellState | None] = []
         for index, block in enumerate(self.blocks):
             if index % 2 == 0:
@@ -126,7 +147,7 @@ class Backbone(nn.Module):
                 alone = block(alone.flip(1))[0].flip(1)
                 x = alone.reshape(x.shape)
                 states.append(None)
-        return Templates(None, self.norm(x), tuple(states))
+        return Templates(None, self.norm(x), tuple(states), matched)
 
     def _modulate(self, x: Tensor, index: int, modulation: Modulation) -> Tensor:
         """Applies the pair that follows block ``index``, if one does."""
@@ -158,7 +179,7 @@ class Backbone(nn.Module):
             normalised search features (B, G * G, dim); the even blocks' states after the crop in
             the regional scan; the tapped tokens.
         """
-        x = self.embedding.search(search)
+        x = self.embedding.search(search, templates.matched)
         tapped: Tensor | None = None
         states = states or templates.states
         ends = list(states)

@@ -155,8 +155,10 @@ def _measured(model: ViLTracker, run: Callable[[], T]) -> tuple[T, Macs]:
     FiLM's, whose work lies in methods.
     """
     backbone = model.backbone
+    embedding = backbone.embedding
+    comparing = [] if embedding.matcher is None else list(embedding.matcher.children())
     parts: dict[str, list[nn.Module]] = {
-        "stem": [backbone.embedding.stem],
+        "stem": [embedding.stem, *comparing],
         "blocks": list(backbone.blocks),
         "heads": [model.centre_head, model.uncertainty_head],
     }

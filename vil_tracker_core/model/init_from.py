@@ -1,5 +1,5 @@
 """Starts a net from published weights: ViL's (Vision-LSTM, arXiv 2406.04303), and the way back; and
-FEAR-XS's, of which a mobile stem takes the trunk (see mobile.py).
+FEAR-XS's, of which a mobile stem takes the trunk (see mobile.py) and a matcher what follows it.
 
 ViL's published net of version 1 is made of our block without layer scale and MLP: even blocks scan
 from the top left, odd ones from the bottom right. Three things are stored in another form:
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vil_tracker_core.model.matching import matcher_from_convolutions
 from vil_tracker_core.model.mobile import trunk_from_convolutions
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker
@@ -224,8 +225,9 @@ def from_published(
 def _from_convolutions(
     tensors: Mapping[str, Tensor], model: ViLTracker
 ) -> tuple[dict[str, Tensor], Report]:
-    """`from_published` for an ONNX network that begins with the trunk of a mobile stem."""
-    config, prefix = model.config, "backbone.embedding.stem.trunk."
+    """`from_published` for an ONNX network that begins with the trunk of a mobile stem and, where
+    the net has a matcher, goes on with that."""
+    config, embedding = model.config, model.backbone.embedding
     if config.stem != "mobile":
         raise CheckpointError(
             f"an ONNX network starts a stem 'mobile', that of {config.name} is {config.stem!r}: "
@@ -233,16 +235,21 @@ def _from_convolutions(
         )
     try:
         trunk = trunk_from_convolutions(tensors)
+        names = {f"stem.trunk.{ours}": published for ours, published in trunk.items()}
+        if embedding.matcher is not None:
+            first = 1 + sum(ours.endswith(".weight") for ours in trunk)
+            matcher = matcher_from_convolutions(tensors, first, embedding.matcher)
+            names |= {f"matcher.{ours}": published for ours, published in matcher.items()}
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    for ours, published in trunk.items():
-        state[prefix + ours] = tensors[published].to(state[prefix + ours].dtype)
-    taken: dict[str, tuple[str, ...]] = {
-        published: (prefix + ours,) for ours, published in trunk.items()
-    }
-    left = {name: "beyond the trunk" for name in tensors if name not in taken}
-    fresh = tuple(name for name in state if not name.startswith(prefix))
+    taken: dict[str, tuple[str, ...]] = {}
+    for name, published in names.items():
+        ours = f"backbone.embedding.{name}"
+        state[ours] = tensors[published].to(state[ours].dtype)
+        taken[published] = (ours,)
+    left = {name: "beyond what the net has of it" for name in tensors if name not in taken}
+    fresh = tuple(name for name in state if (name,) not in taken.values())
     return state, Report(taken, left, fresh)
 
 

@@ -121,13 +121,14 @@ def trunk_from_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 class MobileStem(nn.Module):
-    """The trunk and a map to a token's width: (B, 3, H, W) -> (B, dim, H / 16, W / 16)."""
+    """The trunk and a map to a token's width: (B, 3, H, W) -> (B, dim, H / 16, W / 16), and the
+    trunk's own features, (B, 112, H / 16, W / 16)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.trunk = MobileTrunk()
         self.project = _conv(STAGES[-1][0], dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.project(self.trunk(x))
-        return out
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(x)
+        return self.project(features), features

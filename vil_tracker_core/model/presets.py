@@ -25,6 +25,7 @@ class ModelConfig:
     stem: Literal["patch", "conv", "mobile"] = "patch"  # one 16x16 convolution; four of stride 2;
     # FBNet's trunk, see mobile.py
     stem_channels: tuple[int, ...] = ()  # channels of the conv stem's first three layers
+    match_width: int = 0  # channels compared with the template's, see matching.py; 0 for no such
 
     # backbone
     dim: int = 384  # width of a token
@@ -62,7 +63,7 @@ class ModelConfig:
             if allowed and isinstance(allowed[0], str) and value not in allowed:
                 raise ValueError(f"{field.name}: {value!r} is not one of {', '.join(allowed)}")
             if hints[field.name] is int:
-                low = 0 if field.name == "tmoe_blocks" else 1
+                low = 0 if field.name in ("tmoe_blocks", "match_width") else 1
                 if type(value) is not int or not low <= value <= MAX_SIZE:
                     raise ValueError(
                         f"{field.name}: {value!r} is not a whole number from {low} to {MAX_SIZE}"
@@ -128,9 +129,11 @@ PRESETS = {
         # Shipped: small enough for a drone's CPU.
         ModelConfig(
             name="vil_nano",
-            template_size=112,
+            template_size=128,
             search_size=224,
+            template_factor=1.6,
             stem="mobile",
+            match_width=256,
             dim=192,
             depth=4,
             tmoe_blocks=0,
@@ -147,6 +150,7 @@ PRESETS = {
             search_size=64,
             stem="conv",
             stem_channels=(8, 8, 16),
+            match_width=8,
             dim=32,
             depth=4,
             tmoe_blocks=1,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from rich.progress import Progress
 
@@ -42,7 +43,7 @@ class AnnotateConfig:
 
     Attributes:
         tracks: kept from each video, at most.
-        tries: places looked at for each track that is wanted.
+        tries: places tried for each track that is wanted.
         frames: length of a track, at most.
         least_frames: and at least.
         start_score: the teacher's score from which it has settled on a thing.
@@ -68,6 +69,8 @@ class AnnotateConfig:
 
 GRID = 16
 """Cells along a side of the teacher's answer."""
+PLACES, LATER = 4, 3
+"""Random boxes of which the one that changes most is tried, and how many frames later it does."""
 SIZE_GAIN = 0.6
 """Weight of a frame's log size against that of the frame before."""
 
@@ -136,7 +139,20 @@ def follow(
     return boxes
 
 
-def _place(rng: Rng, frame: Image) -> Box:
+def place(rng: Rng, frame: Image, later: Image) -> Box:
+    """Of some random boxes in a frame the one in which a later frame differs most, per pixel:
+    before a camera at rest it mostly holds something that moves."""
+    change = cv2.integral(cv2.absdiff(frame, later).max(2))
+
+    def changed(box: Box) -> float:
+        left, top, right, bottom = (round(v) for v in (box.x, box.y, box.x + box.w, box.y + box.h))
+        inside = change[bottom, right] - change[top, right] - change[bottom, left]
+        return float(inside + change[top, left]) / (box.w * box.h)
+
+    return max((_box(rng, frame) for _ in range(PLACES)), key=changed)
+
+
+def _box(rng: Rng, frame: Image) -> Box:
     """A random box in a frame."""
     height, width = frame.shape[:2]
     extent = math.exp(rng.uniform(math.log(22), math.log(max(0.4 * min(height, width), 23))))
@@ -156,14 +172,15 @@ class Annotated:
 def try_track(
     teacher: Teacher, load: Load, count: int, rng: Rng, config: AnnotateConfig
 ) -> Annotated | str:
-    """One track from a random place of a video of ``count`` frames, or why there is none."""
+    """One track from a `place` of a random frame of ``count``, or why there is none."""
     first = int(rng.integers(count))
     ahead = rng.random() < 0.5
     frames = list(range(first, count) if ahead else range(first, -1, -1))[: config.frames]
     if len(frames) < config.least_frames:
         return "too near the end"
     frame = load(first)
-    box = settle(teacher, frame, _place(rng, frame), config)
+    later = load(frames[min(LATER, len(frames) - 1)])
+    box = settle(teacher, frame, place(rng, frame, later), config)
     if box is None:
         return "no thing there"
     forth = follow(teacher, load, frames, box, config)

@@ -146,7 +146,9 @@ class TrainConfig(_Strict):
     )
     accumulate: Count = Field(1, description="micro-batches a step")
     lr: Positive = 1e-3
-    trunk_lr: Positive = Field(1.0, description="of a mobile stem's trunk, as a share of lr")
+    trunk_lr: Positive = Field(
+        1.0, description="of a mobile stem's trunk and of the matcher behind it, as a share of lr"
+    )
     warmup: Steps = 300
     weight_decay: NotNegative = 0.05
     film_weight_decay: NotNegative = 0.01

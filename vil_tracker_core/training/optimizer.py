@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import nn
 
 from vil_tracker_core.training.config import TrainConfig
+
+PUBLISHED = re.compile(r"\.stem\.trunk\.|\.matcher\.(?!project\.)")
+"""What may start with published weights."""
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -21,7 +25,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             continue
         matrix = parameter.dim() >= 2 and "position" not in name
         decay = config.film_weight_decay if ".film." in name else config.weight_decay
-        share = config.trunk_lr if ".stem.trunk." in name else 1.0
+        share = config.trunk_lr if PUBLISHED.search(name) else 1.0
         groups.setdefault((decay if matrix else 0.0, share), []).append(parameter)
     return [
         {"params": params, "weight_decay": decay, "lr_share": share}
