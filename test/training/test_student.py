@@ -153,15 +153,18 @@ def test_film_that_is_off_changes_nothing(make_config: MakeConfig, batch_of: Bat
 def test_every_parameter_learns(
     make_config: MakeConfig, batch_of: BatchOf, fear_folder: Path
 ) -> None:
-    """But for those that FiLM's identity start holds back for a step."""
+    """But for those that FiLM's identity start and the matcher's hold back for a step."""
     config = everything(make_config, fear_folder, adaptive_losses=True)
     student = new_student(config)
     student(batch_of(config))["total"].backward()
     idle = [
         name for name, p in student.named_parameters() if p.grad is None or not p.grad.any().item()
     ]
-    held = ("tracker.film.generators", "tracker.film.calibrator", "tracker.film.projection")
+    matcher = "tracker.backbone.embedding.matcher"
+    film = (f"tracker.film.{part}" for part in ("generators", "calibrator", "projection"))
+    held = (*film, matcher)
     assert [name for name in idle if not name.startswith(held)] == []
+    assert f"{matcher}.project.weight" not in idle
     assert "tracker.film.generators.0.2.weight" not in idle
 
 

@@ -102,13 +102,16 @@ def test_nanotrack_boxes_by_hand(nano_folder: Path) -> None:
 def test_template_is_framed_as_the_teacher_wants_it(fear_folder: Path) -> None:
     """The target's own box grown by 20 % a side: only that much of our template counts."""
     teacher = FearXs(fear_folder, MODEL)
-    template = np.zeros((112, 112, 3), np.uint8)
-    w, h = 1.4 * 56 * math.sqrt(2), 1.4 * 56 / math.sqrt(2)  # sqrt(w h) is half of our crop
-    x0, y0 = round(56 - w / 2), round(56 - h / 2)
-    template[y0 : 112 - y0, x0 : 112 - x0] = 100
+    side, aspect = MODEL.template_size, 1.25
+    extent = side / MODEL.template_factor  # sqrt(w h) in our crop
+    w, h = 1.4 * extent * math.sqrt(aspect), 1.4 * extent / math.sqrt(aspect)
+    x0, y0 = round(side / 2 - w / 2), round(side / 2 - h / 2)
+    assert min(x0, y0) > 0
+    template = np.zeros((side, side, 3), np.uint8)
+    template[y0 : side - y0, x0 : side - x0] = 100
     search = np.full((3, SIDE, SIDE), 255, np.uint8)
-    full = teacher.respond(planes(template), search, 2.0, GRID)
-    assert full.boxes[2, 7, 7] == pytest.approx(50 / 256 * 1.25 * math.sqrt(2), rel=0.02)
+    full = teacher.respond(planes(template), search, aspect, GRID)
+    assert full.boxes[2, 7, 7] == pytest.approx(50 / 256 * 1.25 * math.sqrt(aspect), rel=0.02)
     wrong = teacher.respond(planes(template), search, 1.0, GRID)
     assert wrong.boxes[2, 7, 7] < 0.95 * 50 / 256 * 1.25
 
