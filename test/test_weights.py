@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vil_tracker_core import weights
@@ -375,6 +376,14 @@ def test_a_path_is_found_and_a_name_that_is_nothing_is_refused(path: Path) -> No
 def test_shipped_weights_lie_beside_the_loader() -> None:
     assert weights.shipped("vil_nano").parent == Path(weights.__file__).parent
     assert weights.shipped("vil_nano").name == "vil_nano.safetensors"
+
+
+def test_the_shipped_weights_are_small_and_of_half_precision() -> None:
+    path = weights.shipped("vil_nano")
+    assert path.stat().st_size <= 10_000_000
+    with safe_open(str(path), framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert "F32" not in kinds
 
 
 def test_the_shipped_weights_load() -> None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vil_tracker_core.model.mobile import in_order
+
 
 def _separable(before: int, after: int, bias: bool) -> nn.Sequential:
     """A 3x3 convolution of each channel and a 1x1 one of all, with a ReLU after both."""
@@ -94,17 +96,4 @@ def matcher_from_convolutions(
     Raises:
         ValueError: naming the first tensor that is missing or has another shape than the matcher's.
     """
-    names: dict[str, str] = {}
-    state = matcher.state_dict()
-    for number, ours in enumerate(PUBLISHED, start=first):
-        for part in ("weight", "bias"):
-            if f"{ours}.{part}" not in state:
-                continue
-            published, wanted = f"convolution {number}.{part}", tuple(state[f"{ours}.{part}"].shape)
-            if published not in tensors:
-                raise ValueError(f"{published} is missing")
-            if tensors[published].shape != wanted:
-                shape = tuple(tensors[published].shape)
-                raise ValueError(f"{published} is {shape}, the matcher's is {wanted}")
-            names[f"{ours}.{part}"] = published
-    return names
+    return in_order(tensors, PUBLISHED, matcher.state_dict(), "the matcher's", first)

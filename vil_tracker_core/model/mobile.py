@@ -8,7 +8,7 @@ statistics stay as they are, and small batches cannot spoil them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,18 +105,41 @@ def trunk_from_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """
     with torch.device("meta"):
         expected = MobileTrunk().state_dict()
-    convolutions = [name.removesuffix(".weight") for name in expected if name.endswith(".weight")]
+    layers = [name.removesuffix(".weight") for name in expected if name.endswith(".weight")]
+    return in_order(tensors, layers, expected, "the trunk's")
+
+
+def in_order(
+    tensors: Mapping[str, Tensor],
+    layers: Sequence[str],
+    expected: Mapping[str, Tensor],
+    whose: str,
+    first: int = 1,
+) -> dict[str, str]:
+    """Our name of each tensor of some convolutions -> its name in a network that has them in a row.
+
+    Args:
+        tensors: the network's, named as `trunk_from_convolutions` says.
+        layers: our names of the convolutions, in the network's order.
+        expected: our tensors by name; a convolution without a bias has none there.
+        whose: they are, for the error's sentence.
+        first: number of the first of them in the network.
+
+    Raises:
+        ValueError: naming the first tensor that is missing or has another shape than ours.
+    """
     names: dict[str, str] = {}
-    for number, ours in enumerate(convolutions, start=1):
+    for number, layer in enumerate(layers, start=first):
         for part in ("weight", "bias"):
-            published = f"convolution {number}.{part}"
-            wanted = tuple(expected[f"{ours}.{part}"].shape)
+            ours, published = f"{layer}.{part}", f"convolution {number}.{part}"
+            if ours not in expected:
+                continue
             if published not in tensors:
                 raise ValueError(f"{published} is missing")
-            if tensors[published].shape != wanted:
-                shape = tuple(tensors[published].shape)
-                raise ValueError(f"{published} is {shape}, the trunk's is {wanted}")
-            names[f"{ours}.{part}"] = published
+            shape, wanted = tuple(tensors[published].shape), tuple(expected[ours].shape)
+            if shape != wanted:
+                raise ValueError(f"{published} is {shape}, {whose} is {wanted}")
+            names[ours] = published
     return names
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from vil_tracker_core.training.config import TrainConfig
 
-PUBLISHED = re.compile(r"\.stem\.trunk\.|\.matcher\.(?!project\.)")
+MAY_BE_PUBLISHED = re.compile(r"\.stem\.trunk\.|\.matcher\.(?!project\.)")
 """What may start with published weights."""
 
 
@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             continue
         matrix = parameter.dim() >= 2 and "position" not in name
         decay = config.film_weight_decay if ".film." in name else config.weight_decay
-        share = config.trunk_lr if PUBLISHED.search(name) else 1.0
+        share = config.trunk_lr if MAY_BE_PUBLISHED.search(name) else 1.0
         groups.setdefault((decay if matrix else 0.0, share), []).append(parameter)
     return [
         {"params": params, "weight_decay": decay, "lr_share": share}
