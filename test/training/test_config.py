@@ -112,6 +112,11 @@ def test_config_cannot_be_changed(tmp_path: Path) -> None:
         ("1: 2", ("1",)),
         ("teacher: {kind: fear_xs, folder: a, block: 4}", ("teacher.block = 4", "0 to 3")),
         ("templates: 2", ("templates = 2", "two search frames")),
+        ("follow: 0.5", ("follow needs at least two search frames",)),
+        (
+            "frames: 2\nfollow: 0.5\nteacher: {kind: fear_xs, folder: a, block: 1}",
+            ("follow leaves no teacher",),
+        ),
         ("trunk_lr: 0.1", ("vil_tiny has no trunk", "trunk_lr")),
         ("freeze_trunk: 2", ("vil_tiny has no trunk", "freeze_trunk")),
         ("freeze_trunk: 19", ("freeze_trunk = 19", "at most 18")),

@@ -108,7 +108,7 @@ def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf, m
     student, batch = new_student(config), batch_of(config)
     clip = batch["template"].float(), batch["search"].float(), batch["motion"]
     wanted = student.tracker.eval().forward_clip(*clip)
-    for one, two in zip(student._steps(batch, Stage()), wanted, strict=True):
+    for (one, *_), two in zip(student._steps(batch, Stage()), wanted, strict=True):
         torch.testing.assert_close(one.prediction.score, two.prediction.score)
         torch.testing.assert_close(one.memory.context.tokens, two.memory.context.tokens)
 
@@ -125,7 +125,7 @@ def test_a_second_template_serves_all_frames_but_the_first(
     search, motion = batch["search"].float(), batch["motion"]
     both = net.start(batch["template"].float())
     known = net.start(batch["template"][:, :1].float())
-    for k, step in enumerate(student._steps(batch, Stage())):
+    for k, (step, *_) in enumerate(student._steps(batch, Stage())):
         if k == 1:
             known = both._replace(context=known.context)
         wanted = net.step(search[:, k], known, motion[:, k], torch.ones(len(search)))
@@ -194,7 +194,7 @@ def test_memory_loss_reaches_template_and_search(
     config = make_config(model="tiny_scan", frames=2, losses={"contrastive": 1.0})
     student = new_student(config)
     steps = student._steps(batch_of(config), Stage())
-    features = [step.memory.templates.features for step in steps]
+    features = [seen.step.memory.templates.features for seen in steps]
     assert all(f is not None and f.shape == (4, 4, 32) for f in features)
     losses = student(batch_of(config))
     assert math.isfinite(losses["contrastive"].item())

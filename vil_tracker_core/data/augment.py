@@ -61,16 +61,21 @@ def _motion_kernel(length: int, angle: float) -> np.ndarray[tuple[int, int], np.
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
+LONGEST_BLUR = 32
+"""Of a motion blur, crop pixels: a seventh of vil_nano's search crop."""
+
+
 def degrade(rng: Rng, crop: Image) -> Image:
     """Some of: defocus or motion blur, a coarser sensor, noise, JPEG; often nothing at all."""
     out = crop
     blur = rng.random()
     if blur < 0.12:
         out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.6, 2.0)).astype(np.uint8)
-    elif blur < 0.24:
-        kernel = _motion_kernel(2 * int(rng.integers(1, 6)) + 1, rng.uniform(0, math.pi))
+    elif blur < 0.28:
+        reach = math.exp(rng.uniform(0, math.log(LONGEST_BLUR / 2)))
+        kernel = _motion_kernel(2 * round(reach) + 1, rng.uniform(0, math.pi))
         out = cv2.filter2D(out, -1, kernel).astype(np.uint8)
-    elif blur < 0.32:
+    elif blur < 0.36:
         side, factor = out.shape[0], rng.uniform(0.3, 0.7)
         coarse = round(factor * side)  # given as a size: a factor's rounding would shift things
         small = cv2.resize(out, (coarse, coarse), interpolation=cv2.INTER_AREA)

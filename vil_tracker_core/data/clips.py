@@ -207,6 +207,8 @@ def _inside(unit: FloatArray) -> npt.NDArray[np.bool_]:
 BY_HAND, BY_NET = (0.03, 0.05), (0.05, 0.1)
 """Standard deviations of a box's centre, in its sides, and of the log of its sides: as a hurried
 hand draws it, and as a track has it."""
+REACH = 2.0
+"""Side of wide search crops, in sides of the tracker's."""
 REDRAWS = 20
 """So many clips in a row may meet a broken image; more mean that something else is wrong."""
 
@@ -229,6 +231,8 @@ class ClipDataset(Dataset[Clip]):
             and the target is painted over with what lies beside it.
         skipped: keeps the broken images' names.
         templates: N, 1 or 2.
+        wide: whether search crops have `REACH` times the tracker's side, in frame and crop pixels,
+            so that the training can cut its own out of them.
     """
 
     def __init__(
@@ -242,6 +246,7 @@ class ClipDataset(Dataset[Clip]):
         absent: float = 0.08,
         skipped: SkippedImages | None = None,
         templates: int = 1,
+        wide: bool = False,
     ) -> None:
         if not sources:
             raise DataError("no source of training clips is configured")
@@ -251,7 +256,7 @@ class ClipDataset(Dataset[Clip]):
         self.config, self.frames, self.count = config, frames, count
         self.seed, self.difficulty, self.absent = seed, difficulty, absent
         self.skipped = skipped or SkippedImages()
-        self.templates = templates
+        self.templates, self.reach = templates, REACH if wide else 1.0
 
     def __len__(self) -> int:
         return self.count
@@ -332,7 +337,8 @@ class ClipDataset(Dataset[Clip]):
             if beside and gone:
                 shift = self._away(rng, last, side, (frame.shape[1], frame.shape[0]))
             centre = np.array([last.cx, last.cy]) + shift * side
-            crop = Crop.centred(float(centre[0]), float(centre[1]), side, config.search_size)
+            size = round(self.reach * config.search_size)
+            crop = Crop.centred(float(centre[0]), float(centre[1]), self.reach * side, size)
             image = seen_look.near(rng).apply(crop.cut(frame))
             searches.append(degrade(rng, image))
             boxes.append(crop.to_unit(box) if shown is video else np.full(4, np.nan))

@@ -139,6 +139,15 @@ def hann_window(grid: int) -> Tensor:
     return (line[:, None] * line[None, :]).float()
 
 
+WINDOW_INFLUENCE = 0.7
+"""How far the tracker favours the middle of its search crop, unless told otherwise."""
+
+
+def choice_window(grid: int, influence: float = WINDOW_INFLUENCE) -> Tensor:
+    """(G, G) weight of the cells in the choice of the best: a Hann window over a floor."""
+    return 1 - influence + influence * hann_window(grid)
+
+
 def peak(score: Tensor, window: Tensor | None = None) -> Tensor:
     """The flat index (B,) of the cell with the highest score (B, G, G); ``window`` (G, G) weighs
     the choice only."""

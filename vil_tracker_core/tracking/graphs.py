@@ -32,6 +32,7 @@ from vil_tracker_core.model.export import (
     start_names,
     unflatten,
 )
+from vil_tracker_core.model.heads import WINDOW_INFLUENCE
 from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking.network import Network
 
@@ -102,7 +103,7 @@ class GraphNetwork(Network):
     def __init__(
         self,
         loaded: weights.Weights,
-        window_influence: float = 0.7,
+        window_influence: float = WINDOW_INFLUENCE,
         exported: dict[str, bytes] | None = None,
     ) -> None:
         super().__init__(loaded, window_influence)
@@ -175,7 +176,7 @@ class OnnxNetwork(GraphNetwork):
     def __init__(
         self,
         loaded: weights.Weights,
-        window_influence: float = 0.7,
+        window_influence: float = WINDOW_INFLUENCE,
         threads: int = 1,
         exported: dict[str, bytes] | None = None,
     ) -> None:
@@ -321,7 +322,7 @@ class OpenvinoNetwork(GraphNetwork):
     def __init__(
         self,
         loaded: weights.Weights,
-        window_influence: float = 0.7,
+        window_influence: float = WINDOW_INFLUENCE,
         threads: int = 1,
         precision: str = "float32",
     ) -> None:

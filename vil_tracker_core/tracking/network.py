@@ -20,7 +20,7 @@ from torch import Tensor
 from vil_tracker_core import weights
 from vil_tracker_core.geometry import FloatArray, Image
 from vil_tracker_core.model.export import channels_first, map_tensors
-from vil_tracker_core.model.heads import decode, hann_window
+from vil_tracker_core.model.heads import WINDOW_INFLUENCE, choice_window, decode
 from vil_tracker_core.model.tracker import Memory
 
 BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
@@ -71,10 +71,9 @@ class Network(ABC):
     max_templates: int = 2  # how many `start` takes
     torch_threads: int = 1  # of PyTorch; more would hold up another runtime's, as they spin
 
-    def __init__(self, loaded: weights.Weights, window_influence: float = 0.7) -> None:
+    def __init__(self, loaded: weights.Weights, window_influence: float = WINDOW_INFLUENCE) -> None:
         self.config = loaded.config
-        hann = hann_window(self.config.search_grid)
-        self.window = 1 - window_influence + window_influence * hann
+        self.window = choice_window(self.config.search_grid, window_influence)
         self.scale = np.array(loaded.calibration.scale, dtype=np.float64)
 
     @abstractmethod
@@ -149,7 +148,7 @@ class TorchNetwork(Network):
     def __init__(
         self,
         loaded: weights.Weights,
-        window_influence: float = 0.7,
+        window_influence: float = WINDOW_INFLUENCE,
         device: str = "cpu",
         precision: str = "float32",
         threads: int = 1,

@@ -144,6 +144,9 @@ class TrainConfig(_Strict):
     templates: Literal[1, 2] = Field(
         1, description="a second is of the first search frame and serves the others"
     )
+    follow: Share = Field(
+        0.0, description="of the clips, to cut search crops around the boxes that the net found"
+    )
     accumulate: Count = Field(1, description="micro-batches a step")
     lr: Positive = 1e-3
     trunk_lr: Positive = Field(
@@ -199,6 +202,10 @@ class TrainConfig(_Strict):
                 f"teacher.block = {self.teacher.block}: {self.model} has the blocks "
                 f"0 to {model.depth - 1}"
             )
+        if self.follow > 0 and self.frames == 1:
+            raise ValueError("follow needs at least two search frames a clip")
+        if self.follow > 0 and self.teacher:
+            raise ValueError("follow leaves no teacher: it would not know the crops beforehand")
         return self
 
     def model_config_of(self) -> ModelConfig:

@@ -134,4 +134,5 @@ def clip_dataset(config: TrainConfig, skipped: Path | None = None) -> ClipDatase
         absent=config.data.absent,
         skipped=SkippedImages(skipped),
         templates=config.templates,
+        wide=config.follow > 0,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from vil_tracker_core.training.distill import (
     reliability,
     score_distillation,
 )
+from vil_tracker_core.training.follow import Follower, as_cut
 from vil_tracker_core.training.losses import (
     AdaptiveWeights,
     iou,
@@ -30,6 +33,15 @@ from vil_tracker_core.training.phases import Stage, freeze_shared_experts, freez
 from vil_tracker_core.training.teachers import KINDS
 
 Losses = dict[str, Tensor]
+
+
+class Seen(NamedTuple):
+    """What the tracker makes of a frame, and the truth: the target's box (B, 4) in units of the
+    search crop's side, NaN where absent, and (B,) whether its middle lies in the crop."""
+
+    step: Step
+    unit: Tensor
+    visible: Tensor
 
 
 class Student(nn.Module):
@@ -82,8 +94,9 @@ class Student(nn.Module):
     def forward(self, batch: Batch, stage: Stage = Stage()) -> Losses:  # noqa: B008 - immutable
         """Each loss, unweighted, as a mean over the clip's frames; their sum `total`; and, not
         among them, the `overlap` of the best cells' boxes with the truth."""
-        steps = self._steps(batch, stage)
-        frames = [self._frame_losses(step, batch, k) for k, step in enumerate(steps)]
+        frames = [
+            self._frame_losses(seen, batch, k) for k, seen in enumerate(self._steps(batch, stage))
+        ]
         losses = {name: torch.stack([f[name] for f in frames]).mean() for name in frames[0]}
         overlap = losses.pop("overlap")
         weights = self._weights(stage)
@@ -94,32 +107,38 @@ class Student(nn.Module):
             total = self.balance(terms) + terms["nll"]
         return {**losses, "total": total, "overlap": overlap}
 
-    def _steps(self, batch: Batch, stage: Stage) -> list[Step]:
-        """The tracker's results for the clip's frames, one by one as online: the first with one
-        template, the others with all there are. While FiLM is off no frame is trusted: the context
-        stays empty, and an empty one modulates nothing; nor is anything carried."""
-        teacher = self.config.teacher
+    def _steps(self, batch: Batch, stage: Stage) -> list[Seen]:
+        """What the tracker makes of the clip's frames, one by one as online: of the first with one
+        template, of the others with all there are. While FiLM is off no frame is trusted: the
+        context stays empty, and an empty one modulates nothing; nor is anything carried."""
+        config, teacher = self.config, self.config.teacher
         tap = teacher.block if teacher and teacher.feature_weight else None
-        search = batch["search"].float()
         templates = batch["template"].float()
         memory = self.tracker.start(templates[:, :1])
-        trust = search.new_full((len(search),), float(stage.film))
-        steps = []
-        for k in range(search.shape[1]):
+        trust = templates.new_full((len(templates),), float(stage.film))
+        follower: Follower | None = None
+        if config.follow:
+            follows = torch.rand(len(templates), device=templates.device) < config.follow
+            follower = Follower(batch, self.tracker.config, follows)
+        seen = []
+        for k in range(batch["search"].shape[1]):
             if k == 1 and templates.shape[1] > 1:
                 memory = self.tracker.start(templates)._replace(context=memory.context)
-            step = self.tracker.step(search[:, k], memory, batch["motion"][:, k], trust, tap)
+            shown = follower.show(k) if follower else as_cut(batch, k)
+            step = self.tracker.step(shown.search, memory, shown.motion, trust, tap)
             memory = step.memory
-            steps.append(step)
+            if follower:
+                follower.learn(step.prediction)
             if self._normalised is not None:  # the features are of this frame's pass
                 tokens = self._normalised[:, : -step.features.shape[1]]
                 known = step.memory.templates._replace(features=tokens)
-                steps[-1] = step._replace(memory=step.memory._replace(templates=known))
-        return steps
+                step = step._replace(memory=step.memory._replace(templates=known))
+            seen.append(Seen(step, shown.unit, shown.visible))
+        return seen
 
-    def _frame_losses(self, step: Step, batch: Batch, k: int) -> Losses:
+    def _frame_losses(self, seen: Seen, batch: Batch, k: int) -> Losses:
         """The losses of frame k, and its `overlap`."""
-        unit, visible = batch["box"][:, k], batch["visible"][:, k]
+        step, unit, visible = seen
         losses = tracking_losses(step.prediction, unit, visible)
         if self.config.losses.contrastive:
             losses["contrastive"] = self._contrastive(step, unit, visible)
