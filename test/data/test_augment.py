@@ -86,7 +86,7 @@ def test_random_looks_centre_on_the_plain_one() -> None:
 def test_degrade_is_a_function_of_the_seed(seed: int) -> None:
     crop = photograph(seed)
     before = crop.copy()
-    one, two = (degrade(np.random.default_rng(seed), crop) for _ in range(2))
+    one, two = (degrade(np.random.default_rng(seed), crop, 30) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(crop, before)
     assert one.shape == crop.shape
@@ -96,7 +96,7 @@ def test_degrade_is_a_function_of_the_seed(seed: int) -> None:
 def test_degrade_often_does_nothing_and_often_something() -> None:
     crop = photograph()
     rng = np.random.default_rng(0)
-    same = [np.array_equal(degrade(rng, crop), crop) for _ in range(200)]
+    same = [np.array_equal(degrade(rng, crop, 30), crop) for _ in range(200)]
     assert 50 < sum(same) < 150
 
 
@@ -112,7 +112,7 @@ def test_degrade_leaves_things_where_they_are() -> None:
     cv2.rectangle(crop, (50, 70), (73, 89), (230, 230, 230), -1)
     home = centroid(crop)
     rng = np.random.default_rng(1)
-    worst = max(float(np.hypot(*(centroid(degrade(rng, crop)) - home))) for _ in range(400))
+    worst = max(float(np.hypot(*(centroid(degrade(rng, crop, 30)) - home))) for _ in range(400))
     assert worst < 0.6
 
 

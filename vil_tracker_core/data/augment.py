@@ -61,18 +61,15 @@ def _motion_kernel(length: int, angle: float) -> np.ndarray[tuple[int, int], np.
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
-LONGEST_BLUR = 32
-"""Of a motion blur, crop pixels: a seventh of vil_nano's search crop."""
-
-
-def degrade(rng: Rng, crop: Image) -> Image:
-    """Some of: defocus or motion blur, a coarser sensor, noise, JPEG; often nothing at all."""
+def degrade(rng: Rng, crop: Image, longest: float) -> Image:
+    """Some of: defocus, motion blur of up to ``longest`` px, a coarser sensor, noise, JPEG; often
+    nothing at all."""
     out = crop
     blur = rng.random()
     if blur < 0.12:
         out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.6, 2.0)).astype(np.uint8)
     elif blur < 0.28:
-        reach = math.exp(rng.uniform(0, math.log(LONGEST_BLUR / 2)))
+        reach = math.exp(rng.uniform(0, math.log(longest / 2)))
         kernel = _motion_kernel(2 * round(reach) + 1, rng.uniform(0, math.pi))
         out = cv2.filter2D(out, -1, kernel).astype(np.uint8)
     elif blur < 0.36:

@@ -36,7 +36,10 @@ class Clip(TypedDict):
     template: (N, 3, T, T) uint8 RGB, the first of the frame before the search frames, a second of
     the first search frame, as the tracker would take it. search: (K, 3, S, S) uint8 RGB. box:
     (K, 4) float32 centre and size in units of the search crop's side, NaN where absent. visible:
-    (K,) bool. motion: (K, 3) float32, see `geometry.crop_motion`.
+    (K,) bool. motion: (K, 3) float32, see `geometry.crop_motion`. follows: () bool, whether the net
+    shall see crops around its own boxes; where a share of a run's clips does, all its search crops
+    are wide: `REACH` times the tracker's side, in frame and in crop pixels, and ``box``,
+    ``visible`` and ``motion`` are of the wide crops.
     """
 
     template: Image
@@ -44,6 +47,7 @@ class Clip(TypedDict):
     box: Float32Array
     visible: npt.NDArray[np.bool_]
     motion: Float32Array
+    follows: npt.NDArray[np.bool_]
 
 
 class VideoSource(Protocol):
@@ -209,6 +213,8 @@ BY_HAND, BY_NET = (0.03, 0.05), (0.05, 0.1)
 hand draws it, and as a track has it."""
 REACH = 2.0
 """Side of wide search crops, in sides of the tracker's."""
+LONGEST_BLUR = 7
+"""A motion blur is up to this part of the tracker's crop long."""
 REDRAWS = 20
 """So many clips in a row may meet a broken image; more mean that something else is wrong."""
 
@@ -231,8 +237,8 @@ class ClipDataset(Dataset[Clip]):
             and the target is painted over with what lies beside it.
         skipped: keeps the broken images' names.
         templates: N, 1 or 2.
-        wide: whether search crops have `REACH` times the tracker's side, in frame and crop pixels,
-            so that the training can cut its own out of them.
+        follow: share of clips that follow the net's boxes; above 0, search crops are wide, see
+            `Clip`.
     """
 
     def __init__(
@@ -246,7 +252,7 @@ class ClipDataset(Dataset[Clip]):
         absent: float = 0.08,
         skipped: SkippedImages | None = None,
         templates: int = 1,
-        wide: bool = False,
+        follow: float = 0.0,
     ) -> None:
         if not sources:
             raise DataError("no source of training clips is configured")
@@ -256,7 +262,8 @@ class ClipDataset(Dataset[Clip]):
         self.config, self.frames, self.count = config, frames, count
         self.seed, self.difficulty, self.absent = seed, difficulty, absent
         self.skipped = skipped or SkippedImages()
-        self.templates, self.reach = templates, REACH if wide else 1.0
+        self.templates, self.follow = templates, follow
+        self.reach = REACH if follow > 0 else 1.0
 
     def __len__(self) -> int:
         return self.count
@@ -333,17 +340,20 @@ class ClipDataset(Dataset[Clip]):
             if calm and index > 1:
                 shift /= 4
             side = config.search_factor * math.sqrt(last.w * last.h)
-            side *= math.exp(np.clip(rng.normal(0, difficulty.zoom), -1, 1))
+            zoom = difficulty.zoom
+            if self.follow > 0 and index > 1:  # the size that the net has found shall lead
+                zoom /= 4
+            side *= math.exp(np.clip(rng.normal(0, zoom), -1, 1))
             if beside and gone:
                 shift = self._away(rng, last, side, (frame.shape[1], frame.shape[0]))
             centre = np.array([last.cx, last.cy]) + shift * side
             size = round(self.reach * config.search_size)
             crop = Crop.centred(float(centre[0]), float(centre[1]), self.reach * side, size)
             image = seen_look.near(rng).apply(crop.cut(frame))
-            searches.append(degrade(rng, image))
+            searches.append(degrade(rng, image, config.search_size / LONGEST_BLUR))
             boxes.append(crop.to_unit(box) if shown is video else np.full(4, np.nan))
             if len(templates) < self.templates:
-                if _inside(boxes[-1]):
+                if _inside(0.5 + self.reach * (boxes[-1] - 0.5)):  # in the tracker's own crop
                     found = self._jittered(rng, box, *BY_NET)
                     templates.append(self._template(rng, seen_look.near(rng), found, frame))
                 else:  # nothing to renew it with
@@ -364,12 +374,14 @@ class ClipDataset(Dataset[Clip]):
             box=unit.astype(np.float32),
             visible=visible,
             motion=motion.astype(np.float32),
+            follows=np.array(self.follow > 0 and rng.random() < self.follow),
         )
 
     def _template(self, rng: Rng, look: Look, box: Box, frame: Image) -> Image:
         crop = Crop.around(box, self.config.template_factor, self.config.template_size)
         template = look.apply(crop.cut(frame))
-        return degrade(rng, template) if rng.random() < 0.3 else template
+        blur = self.config.template_size / LONGEST_BLUR
+        return degrade(rng, template, blur) if rng.random() < 0.3 else template
 
     @staticmethod
     def _jittered(rng: Rng, box: Box, shift: float, zoom: float) -> Box:

@@ -31,12 +31,18 @@ def _write(image: Image, text: str, at: tuple[int, int], colour: tuple[int, int,
     cv2.putText(image, plain, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
 
 
-def _search_tile(clip: Clip, index: int) -> Image:
-    """A search crop with its box in green, or framed in red and marked as absent."""
-    visible = bool(clip["visible"][index])
-    tile = _tile(clip["search"][index], GREEN if visible else RED)
+def _search_tile(clip: Clip, index: int, reach: float) -> Image:
+    """A search crop with its box in green, or framed in red and marked as absent; of a wide one
+    the middle, which is the crop that the clip proposes."""
+    wide = clip["search"][index]
+    edge = round(wide.shape[-1] * (1 - 1 / reach) / 2)
+    crop = wide[:, edge : wide.shape[-1] - edge, edge : wide.shape[-1] - edge]
+    box = clip["box"][index] * reach
+    box[:2] += (1 - reach) / 2
+    visible = bool(clip["visible"][index] and (abs(box[:2] - 0.5) < 0.5).all())
+    tile = _tile(crop, GREEN if visible else RED)
     if visible:
-        cx, cy, w, h = (clip["box"][index] * TILE).tolist()
+        cx, cy, w, h = (box * TILE).tolist()
         low, high = (round(cx - w / 2), round(cy - h / 2)), (round(cx + w / 2), round(cy + h / 2))
         cv2.rectangle(tile, low, high, GREEN, 1)
     else:
@@ -48,7 +54,7 @@ def _cell(dataset: ClipDataset, index: int) -> Image:
     """One clip: a line of text, the template, and the search crops after it."""
     clip, video = dataset.sample(index)
     tiles = [_tile(template, WHITE) for template in clip["template"]]
-    tiles += [_search_tile(clip, k) for k in range(len(clip["search"]))]
+    tiles += [_search_tile(clip, k, dataset.reach) for k in range(len(clip["search"]))]
     strip: Image = np.full((STRIP, TILE * len(tiles), 3), GROUND, dtype=np.uint8)
     _write(strip, f"{index}  {video.origin or 'video'}: {video.name}", (4, STRIP - 5), WHITE)
     return np.concatenate([strip, np.concatenate(tiles, axis=1)])

@@ -42,7 +42,7 @@ class TaughtClips(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         cv2.setNumThreads(1)
         clip = self.clips[index]
-        batch = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in clip.items()}
+        batch = {name: torch.from_numpy(np.asarray(v, order="C")) for name, v in clip.items()}
         return batch | self._taught(clip)
 
     def _taught(self, clip: Clip) -> Batch:

@@ -43,19 +43,20 @@ class View(NamedTuple):
         return torch.cat([(unit[:, :2] - self.corner) / self.side, unit[:, 2:] / self.side], dim=1)
 
     def cut(self, wide: Tensor) -> Tensor:
-        """(B, 3, S, S) of wide crops (B, 3, REACH * S, REACH * S); what lies beyond them gets
-        their mean colour."""
+        """(B, 3, S, S) of wide crops (B, 3, REACH * S, REACH * S)."""
         size = round(wide.shape[-1] / REACH)
         line = (torch.arange(size, dtype=wide.dtype, device=wide.device) + 0.5) / size
         x, y = (2 * (self.corner[:, i : i + 1] + self.side * line) - 1 for i in (0, 1))
         rows, columns = y[:, :, None].expand(-1, size, size), x[:, None].expand(-1, size, size)
-        mean = wide.mean((2, 3), keepdim=True)
         grid = torch.stack([columns, rows], dim=-1)
-        return F.grid_sample(wide - mean, grid, align_corners=False) + mean
+        return F.grid_sample(wide, grid, padding_mode="border", align_corners=False)
 
 
 def next_view(view: View, found: Tensor, motion: Tensor, factor: float) -> View:
     """The search crop around the box that was found in the last one.
+
+    It stays within the wide crop. That lies around the truth, so a crop that reached over its edge
+    would show by what it lacks on which side the target is.
 
     Args:
         view: the last search crop.
@@ -68,7 +69,7 @@ def next_view(view: View, found: Tensor, motion: Tensor, factor: float) -> View:
     asked = factor * view.side * found[:, 2:].prod(1, keepdim=True).sqrt()
     side = view.side**INERTIA * asked ** (1 - INERTIA) / zoom
     side = side.clamp(NARROWEST / REACH, WIDEST / REACH)
-    return View(centre - side / 2, side)
+    return View((centre - side / 2).clamp_min(0).minimum(1 - side), side)
 
 
 def motion_between(old: View, new: View, motion: Tensor) -> Tensor:
@@ -98,35 +99,34 @@ class Follower:
     """Deals the frames of a batch of wide crops one by one.
 
     The first search crop is the one that the clip proposes. In clips that follow, each other lies
-    around the box found in the last, as long as the target was in there.
+    around the box found in the last, as long as the target was in there, and is in the proposed
+    one: else the clip's proposal is shown again, be it to find the target or to miss it.
 
     Args:
         batch: clips of wide crops.
         model: the net's configuration.
-        follows: (B,) whether a clip follows the net's boxes.
     """
 
-    def __init__(self, batch: Batch, model: ModelConfig, follows: Tensor) -> None:
-        self.batch, self.factor, self.follows = batch, model.search_factor, follows
+    def __init__(self, batch: Batch, model: ModelConfig) -> None:
+        self.batch, self.factor = batch, model.search_factor
         self._window = choice_window(model.search_grid)
         self._found: Tensor | None = None
-        self._seen: Tensor | None = None
-        self._view = View.middle(len(follows), batch["box"])
+        self._view = self._proposed = View.middle(len(batch["box"]), batch["box"])
+        self._follows = batch["follows"]
 
     def show(self, k: int) -> Shown:
         """Frame k, after all before it."""
-        motion, last = self.batch["motion"][:, k], self._view
-        proposed = View.middle(len(last.side), last.side)
-        if self._found is None or self._seen is None:
-            view = proposed
-        else:
+        motion, last, box = self.batch["motion"][:, k], self._view, self.batch["box"][:, k]
+        visible = self.batch["visible"][:, k]
+        view = self._proposed
+        if self._found is not None:
             own = next_view(last, self._found, motion, self.factor)
-            follows = (self.follows & self._seen)[:, None]
-            view = View(*(torch.where(follows, a, b) for a, b in zip(own, proposed, strict=True)))
-        unit = view.inside(self.batch["box"][:, k])
-        middle = (unit[:, :2] > 0) & (unit[:, :2] < 1)  # not where it is NaN
-        visible = self.batch["visible"][:, k] & middle.all(1)
-        self._view, self._seen = view, visible
+            follows = (self._follows & visible & _holds(view.inside(box)))[:, None]
+            view = View(*(torch.where(follows, a, b) for a, b in zip(own, view, strict=True)))
+        unit = view.inside(box)
+        visible = visible & _holds(unit)
+        self._view = view
+        self._follows = self.batch["follows"] & visible
         search = view.cut(self.batch["search"][:, k].float())
         return Shown(search, motion_between(last, view, motion), unit, visible)
 
@@ -134,3 +134,8 @@ class Follower:
     def learn(self, prediction: Prediction) -> None:
         """Takes in what the net says of the frame shown last, read as online."""
         self._found = decode(prediction, self._window.to(prediction.score.device)).unit
+
+
+def _holds(unit: Tensor) -> Tensor:
+    """(B,) whether boxes (B, 4) have their middle in the crop; not where they are NaN."""
+    return ((unit[:, :2] > 0) & (unit[:, :2] < 1)).all(1)

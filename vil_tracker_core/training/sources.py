@@ -134,5 +134,5 @@ def clip_dataset(config: TrainConfig, skipped: Path | None = None) -> ClipDatase
         absent=config.data.absent,
         skipped=SkippedImages(skipped),
         templates=config.templates,
-        wide=config.follow > 0,
+        follow=config.follow,
     )

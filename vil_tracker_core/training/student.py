@@ -118,8 +118,7 @@ class Student(nn.Module):
         trust = templates.new_full((len(templates),), float(stage.film))
         follower: Follower | None = None
         if config.follow:
-            follows = torch.rand(len(templates), device=templates.device) < config.follow
-            follower = Follower(batch, self.tracker.config, follows)
+            follower = Follower(batch, self.tracker.config)
         seen = []
         for k in range(batch["search"].shape[1]):
             if k == 1 and templates.shape[1] > 1:
