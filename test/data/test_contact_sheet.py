@@ -14,7 +14,7 @@ from vil_tracker_core.model.presets import PRESETS
 GREY = 90
 
 
-def dataset(frames: int, absent: float, count: int = 50) -> ClipDataset:
+def dataset(frames: int, absent: float, count: int = 50, follow: float = 0.0) -> ClipDataset:
     """Clips of a plain grey video whose name is not ASCII."""
     video = Sequence(
         "Möwe",
@@ -30,6 +30,7 @@ def dataset(frames: int, absent: float, count: int = 50) -> ClipDataset:
         1,
         lambda index: Difficulty(0.0),
         absent,
+        follow=follow,
     )
 
 
@@ -60,8 +61,23 @@ def test_visible_targets_have_a_box() -> None:
     assert pixels(sheet, RED) == 0
 
 
-def test_absent_targets_are_marked() -> None:
-    sheet = contact_sheet(dataset(1, 1.0), 3)  # of longer clips the first frames may show it
+def test_of_wide_crops_the_proposed_one_is_shown() -> None:
+    """With its box, as if it had been cut by itself."""
+    narrow, wide = (contact_sheet(dataset(1, 0.0, follow=share), 1) for share in (0.0, 1.0))
+    corners = []
+    for sheet in (narrow, wide):
+        green = (sheet[STRIP:, TILE:] == GREEN).all(axis=-1)
+        green[:3] = green[-3:] = green[:, :3] = green[:, -3:] = False  # the frame
+        rows, columns = np.nonzero(green)
+        corners.append([columns.min(), rows.min(), columns.max(), rows.max()])
+    np.testing.assert_allclose(corners[1], corners[0], atol=2)
+
+
+@pytest.mark.parametrize("follow", [0.0, 1.0])
+def test_absent_targets_are_marked(follow: float) -> None:
+    sheet = contact_sheet(
+        dataset(1, 1.0, follow=follow), 3
+    )  # of longer clips the first frames may show it
     assert pixels(sheet, GREEN) == 0
     frame = 2 * 4 * TILE - 16
     assert 3 * frame <= pixels(sheet, RED) < 3 * (frame + 99)
