@@ -116,12 +116,12 @@ def test_pixels_lie_where_the_view_says() -> None:
     torch.testing.assert_close(cut[0, 1, :, 5], 0.3 + 0.6 * inner)
 
 
-def prediction(cell: tuple[int, int], side: float, batch: int = 2) -> Prediction:
+def prediction(cell: tuple[int, int], side: float) -> Prediction:
     """Sure of the middle of a cell (column, row), and of a square."""
-    score = torch.full((batch, GRID, GRID), 0.01)
+    score = torch.full((2, GRID, GRID), 0.01)
     score[:, cell[1], cell[0]] = 0.9
-    maps = torch.ones(batch, 2, GRID, GRID)
-    return Prediction(score, 0.5 * maps, side * maps, torch.zeros(batch, 4, GRID, GRID))
+    maps = torch.ones(2, 2, GRID, GRID)
+    return Prediction(score, 0.5 * maps, side * maps, torch.zeros(2, 4, GRID, GRID))
 
 
 def still_batch(box: list[float], follows: tuple[bool, bool] = (True, True)) -> Batch:
