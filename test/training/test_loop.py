@@ -136,23 +136,28 @@ def test_resumed_equals_unbroken(
         torch.testing.assert_close(value, two[name], rtol=0, atol=1e-6, msg=naming(name))
 
 
+def started(config: TrainConfig, out: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own, which leads a session."""
+    code = (
+        "import sys; from pathlib import Path; from vil_tracker_core.training.loop import train; "
+        "from vil_tracker_core.training.config import TrainConfig; "
+        "train(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, config.model_dump_json(), str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_to_all_processes_stops_the_run_with_a_checkpoint(
     make_config: MakeConfig, tmp_path: Path, number: int
 ) -> None:
     """As `timeout` and a terminal's Ctrl-C send it: to the loader's worker as well."""
     config = make_config(steps=10_000, data={"workers": 1})
-    code = (
-        "import sys; from pathlib import Path; from vil_tracker_core.training.loop import train; "
-        "from vil_tracker_core.training.config import TrainConfig; "
-        "train(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
-    )
-    run = subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json(), str(tmp_path / "run")],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    run = started(config, tmp_path / "run")
     try:
         log = tmp_path / "run" / "log.jsonl"
         until = time.monotonic() + 120
@@ -312,6 +317,17 @@ def test_run_that_diverges_stops_and_keeps_its_weights_finite(
     with pytest.raises(ArithmeticError, match=r"step \d.*not finite"):
         train(config, tmp_path)
     assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_run_that_fails_ends_with_its_workers(make_config: MakeConfig, tmp_path: Path) -> None:
+    """They take no notice of the signal by which Python ends what is left at its exit."""
+    run = started(make_config(steps=4, warmup=0, lr=1e30, data={"workers": 1}), tmp_path / "run")
+    try:
+        said = run.communicate(timeout=120)[1]  # not before its workers have closed it too
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert "not finite" in said
 
 
 def test_broken_images_are_skipped_and_named(

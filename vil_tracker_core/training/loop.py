@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -250,7 +251,13 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
         if run.accelerator.is_main_process:
             journal = Journal(out, config, run.at.step, console)
             stack.enter_context(journal)
-        _steps(run, journal, stop)
+        try:
+            _steps(run, journal, stop)
+        except BaseException as error:
+            # Lets go of the loader, which then ends its workers. At exit Python would end them by
+            # SIGTERM, which they ignore, and wait for them without end.
+            traceback.clear_frames(error.__traceback__)
+            raise
     if run.at.step < config.steps and run.accelerator.is_main_process:
         console.print(f"stopped after step {run.at.step} of {config.steps}: --resume goes on")
     broken = run.clips.clips.skipped.reasons()
