@@ -125,7 +125,7 @@ TABLE = (
         "inactive",
         (1, 16_384),
     ),
-    Parameter("confident", 0.5, "Score from which a frame sees the target.", "active", (0.0, 1.0)),
+    Parameter("confident", 0.45, "Score from which a frame sees the target.", "active", (0.0, 1.0)),
     Parameter("doubtful", 0.2, "Score below which a frame does not see it.", "active", (0.0, 1.0)),
     Parameter("patience", 0.5, "Seconds unseen until a track is lost.", "active", (0.0, 60.0)),
 )

@@ -48,7 +48,7 @@ class TrackerConfig:
         kalman: noise of the motion model.
     """
 
-    confident: float = 0.5
+    confident: float = 0.45
     doubtful: float = 0.2
     patience: float = 0.5
     gate: float = 0.999
