@@ -75,9 +75,8 @@ def test_of_wide_crops_the_proposed_one_is_shown() -> None:
 
 @pytest.mark.parametrize("follow", [0.0, 1.0])
 def test_absent_targets_are_marked(follow: float) -> None:
-    sheet = contact_sheet(
-        dataset(1, 1.0, follow=follow), 3
-    )  # of longer clips the first frames may show it
+    # of one frame: of longer clips the first frames may show it
+    sheet = contact_sheet(dataset(1, 1.0, follow=follow), 3)
     assert pixels(sheet, GREEN) == 0
     frame = 2 * 4 * TILE - 16
     assert 3 * frame <= pixels(sheet, RED) < 3 * (frame + 99)
