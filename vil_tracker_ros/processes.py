@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -54,7 +55,15 @@ class Stop(threading.Event):
         signal.set_wakeup_fd(writer)  # written to at once, whatever Python does meanwhile
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
+        atexit.register(self._ignore)
         threading.Thread(target=self._watch, args=(reader,), name="stop", daemon=True).start()
+
+    @staticmethod
+    def _ignore() -> None:
+        """From here on Python undoes itself, its handlers of signals too: a signal would end the
+        process by its default action, with another exit status."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
     def _watch(self, reader: int) -> None:
         os.read(reader, 1)

@@ -46,6 +46,17 @@ sys.exit(3)
     assert stopped(script, number, *SIGNALS) == (3, "told\n", "")
 
 
+def test_signals_without_end_change_nothing() -> None:
+    """The last ones arrive while Python takes itself down, and its handlers with it."""
+    script = BEGIN + 'print("ready", flush=True)\nstop.wait()\nsys.exit(3)'
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        while child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+    assert child.returncode == 3
+
+
 def test_whoever_waits_for_something_else_is_woken() -> None:
     script = """
 waited_for = threading.Event()
