@@ -145,7 +145,7 @@ def mlstm_parallel(
         new, old = torch.exp(last.m - m), torch.exp(state.m - m)
         C = new[..., None, None] * last.C + old[..., None, None] * state.C
         last = MlstmState(C, new[..., None] * last.n + old[..., None] * state.n, m)
-    return h, last._replace(m=last.m + decay[..., -1])
+    return h, MlstmState(last.C, last.n, last.m + decay[..., -1])
 
 
 def mlstm_chunkwise(
