@@ -92,3 +92,16 @@ def test_resumed_run_goes_on_where_its_checkpoint_is(
     # ten steps since the resumption make the first report, and their speed is theirs alone
     assert shown.startswith("step 40/60")
     assert "1.0 clips/s" in shown
+
+
+def test_what_is_held_out_has_a_line_a_checkpoint(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A resumed run drops what was noted after the checkpoint that it begins with."""
+    shown = io.StringIO()
+    for first, steps in ((0, (10, 20, 30)), (20, (25, 40))):
+        with Journal(tmp_path, make_config(steps=40), first, Console(file=shown)) as taken:
+            for step in steps:
+                taken.checked(step, step / 50)
+    lines = [json.loads(line) for line in (tmp_path / "held.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "overlap": step / 50} for step in (10, 20, 25, 40)]
+    assert "checkpoint after step 25: overlap 0.500 on what is held out" in shown.getvalue()
+    assert scalars(tmp_path, "held/overlap")[40] == pytest.approx(0.8)

@@ -78,6 +78,7 @@ def test_run_makes_weights_log_and_provenance(make_config: MakeConfig, tmp_path:
         "weights.safetensors",
         "run.json",
         "log.jsonl",
+        "held.jsonl",
         "tensorboard",
     }
     lines = logged(out)

@@ -199,6 +199,21 @@ def test_perfect_prediction_costs_nothing() -> None:
     assert losses["nll"].item() == pytest.approx(-3)  # half of the log-variance alone
 
 
+def test_nll_is_that_of_the_answer_wherever_it_is() -> None:
+    truth = unit(0.47, 0.61, 0.25, 0.3)
+    right = perfect(truth)
+    score = torch.zeros_like(right.score)
+    score[:, 1, 2] = 0.9
+    offset, log_var = right.offset.clone(), right.log_var.clone()
+    offset[:, :, 1, 2] += 0.1 * GRID
+    log_var[:, :, 1, 2] = -4
+    losses = tracking_losses(
+        right._replace(score=score, offset=offset, log_var=log_var), truth, VISIBLE
+    )
+    wanted = (2 * 0.5 * (0.1**2 * math.exp(4) - 4) + 2 * 0.5 * -4) / 4
+    assert losses["nll"].item() == pytest.approx(wanted)
+
+
 def test_l1_is_the_mean_over_coordinates() -> None:
     truth = unit(0.5, 0.5, 0.25, 0.25)
     off = perfect(truth)

@@ -113,3 +113,17 @@ def test_film_joins_when_its_time_has_come(make_config: MakeConfig, tmp_path: Pa
     assert not moved(before, trained(tmp_path / "off")) & film
     train(make_config(steps=3, **values), tmp_path / "on")
     assert film <= moved(before, trained(tmp_path / "on"))
+
+
+def test_nothing_but_the_variances_moves(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Neither weights nor a norm's statistics, at a rate at which all else would be much changed;
+    the published average is of the same net."""
+    path, before = start_of(tmp_path)
+    config = make_config(
+        init=path, steps=2, frames=2, lr=1e-2, weight_decay=10.0, only="uncertainty"
+    )
+    out = train(config, tmp_path / "run")
+    head = {name for name in before if name.startswith("uncertainty_head.")}
+    assert moved(before, trained(tmp_path / "run")) == head
+    published = load_file(out)
+    assert moved({k: v.to(published[k].dtype) for k, v in before.items()}, published) == head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from vil_tracker_core.data.clips import Clip
 from vil_tracker_core.data.sequence import DataError
@@ -18,6 +19,17 @@ from vil_tracker_core.training.sources import clip_dataset
 from vil_tracker_core.training.teachers import Response, Teacher, open_teacher
 
 Batch = dict[str, Tensor]
+
+
+def tensors(clip: Clip) -> Batch:
+    """A clip's arrays as tensors."""
+    return {name: torch.from_numpy(np.asarray(v, order="C")) for name, v in clip.items()}
+
+
+def batch_of(clips: list[Clip]) -> Batch:
+    """Clips as one batch."""
+    batch: Batch = default_collate([tensors(clip) for clip in clips])
+    return batch
 
 
 class TaughtClips(Dataset[Batch]):
@@ -42,10 +54,9 @@ class TaughtClips(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         cv2.setNumThreads(1)
         clip = self.clips[index]
-        batch = {name: torch.from_numpy(np.asarray(v, order="C")) for name, v in clip.items()}
-        return batch | self._taught(clip)
+        return tensors(clip) | self._taught(clip, index)
 
-    def _taught(self, clip: Clip) -> Batch:
+    def _taught(self, clip: Clip, index: int) -> Batch:
         config = self.config.teacher
         if config is None:
             return {}
@@ -56,15 +67,25 @@ class TaughtClips(Dataset[Batch]):
             features = [self._teacher.features(search) for search in clip["search"]]
             taught["taught_features"] = torch.from_numpy(np.stack(features))
         if config.responds:
-            responses = [self._response(self._teacher, clip, k) for k in range(len(clip["search"]))]
+            asked = self._asked(index)
+            responses = [
+                self._response(self._teacher, clip, k, asked) for k in range(len(clip["search"]))
+            ]
             taught["taught_score"] = torch.from_numpy(np.stack([r.score for r in responses]))
             taught["taught_boxes"] = torch.from_numpy(np.stack([r.boxes for r in responses]))
         return taught
 
-    def _response(self, teacher: Teacher, clip: Clip, k: int) -> Response:
-        """The teacher's answer for frame k; none is asked where the target is absent."""
+    def _asked(self, index: int) -> bool:
+        """Whether the teacher answers for the clip of this number: evenly `share` of them."""
+        assert self.config.teacher is not None
+        share = self.config.teacher.share
+        return math.floor((index + 1) * share) > math.floor(index * share)
+
+    def _response(self, teacher: Teacher, clip: Clip, k: int, asked: bool) -> Response:
+        """The teacher's answer for frame k; 0, which nobody learns, where the target is absent or
+        the clip is not among those for which the teacher is asked."""
         grid = self.config.model_config_of().search_grid
-        if not clip["visible"][k]:
+        if not (asked and clip["visible"][k]):
             nothing = np.zeros((4, grid, grid), np.float32)
             return Response(nothing[0], nothing)
         _, _, w, h = clip["box"][k].tolist()

@@ -100,6 +100,10 @@ class TeacherConfig(_Strict):
     feature_weight: NotNegative = 1.0
     score_weight: NotNegative = 0.0
     box_weight: NotNegative = 0.0
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="of the clips, for which it answers: that costs more than the clip itself",
+    )
 
     @property
     def responds(self) -> bool:
@@ -168,6 +172,11 @@ class TrainConfig(_Strict):
     )
     freeze_trunk: Annotated[int, Field(ge=0, le=TRUNK_LAYERS)] = Field(
         0, description=f"layers of a mobile stem's trunk, from the image on; {TRUNK_LAYERS} are all"
+    )
+    only: Literal["uncertainty"] | None = Field(
+        None,
+        description="the part of the net that is trained, for the variances of a net on footage "
+        "that it has not learnt from; all parts if not given",
     )
     freeze_shared_experts: bool = Field(False, description="of the TMoE blocks")
 

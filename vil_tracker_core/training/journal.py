@@ -1,4 +1,4 @@
-"""What a run says of itself: log.jsonl, TensorBoard, and a progress bar or, in a file, lines."""
+"""What a run says of itself: files of lines, TensorBoard and a bar or, in a file, lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from vil_tracker_core.training.config import TrainConfig
 
-LOG = "log.jsonl"
+LOG, HELD = "log.jsonl", "held.jsonl"
 EVERY = 20
 """Steps between two reports."""
 
@@ -42,6 +42,11 @@ class Journal:
         if path.is_file():
             path.write_text("".join(path.read_text().splitlines(keepends=True)[:first]))
         self._log = path.open("a")
+        self._held = out / HELD
+        if self._held.is_file():
+            lines = self._held.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= first]
+            self._held.write_text("".join(kept))
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first + 1)
         self._waited = self._worked = 0.0
         self._reported = first
@@ -93,6 +98,14 @@ class Journal:
         self._bar.update(self._task, completed=step)
         if step % EVERY == 0 or step == self.config.steps:
             self._report(step, losses, course)
+
+    def checked(self, step: int, overlap: float) -> None:
+        """A checkpoint after that many steps, and its overlap on what the run holds out."""
+        with self._held.open("a") as file:
+            file.write(json.dumps({"step": step, **_rounded({"overlap": overlap})}) + "\n")
+        self._board.add_scalar("held/overlap", overlap, step)
+        line = f"checkpoint after step {step}: overlap {overlap:.3f} on what is held out"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _report(self, step: int, losses: dict[str, float], course: dict[str, float]) -> None:
         spent = max(self._waited + self._worked, 1e-9)

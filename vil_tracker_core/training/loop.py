@@ -28,6 +28,7 @@ from vil_tracker_core.training import checkpoint, hub
 from vil_tracker_core.training.batches import Batch, ShareOfProcess, TaughtClips
 from vil_tracker_core.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from vil_tracker_core.training.config import TrainConfig
+from vil_tracker_core.training.held import HeldOut
 from vil_tracker_core.training.journal import Journal
 from vil_tracker_core.training.optimizer import Ema, learning_rate, parameter_groups
 from vil_tracker_core.training.parallel import any_process, process_mean, share_batch_norms
@@ -193,8 +194,27 @@ class Run:
             save_weights(self.out, self.config, self.ema, described)
 
 
-def _steps(run: Run, journal: Journal | None, stop: _Stop) -> None:
+@dataclass
+class Report:
+    """What the first process tells of a run."""
+
+    journal: Journal
+    held: HeldOut
+
+    def checkpoint(self, run: Run) -> None:
+        overlap = self.held.overlap(run.student, run.ema)
+        if overlap is not None:
+            self.journal.checked(run.at.step, overlap)
+
+
+def _steps(run: Run, report: Report | None, stop: _Stop) -> None:
     """Takes steps until the run is over or a signal asks any process to stop."""
+
+    def keep() -> None:
+        run.keep(time.monotonic() - started)
+        if report is not None:
+            report.checkpoint(run)
+
     config, at = run.config, run.at
     started, saved = time.monotonic() - at.seconds, time.monotonic()
     batches = run.batches()
@@ -216,13 +236,13 @@ def _steps(run: Run, journal: Journal | None, stop: _Stop) -> None:
                 f"resume from the last checkpoint in {run.out}"
             )
         run.update(stage)
-        if journal is not None:
+        if report is not None:
             worked = time.monotonic() - began - waited
-            journal.add(at.step, sums, run.course(stage), waited, worked)
+            report.journal.add(at.step, sums, run.course(stage), waited, worked)
         if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-            run.keep(time.monotonic() - started)
+            keep()
             saved = time.monotonic()
-    run.keep(time.monotonic() - started)
+    keep()
 
 
 def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
@@ -230,8 +250,8 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
 
     Args:
         config: the run.
-        out: folder for checkpoint.safetensors, weights.safetensors, run.json, log.jsonl and
-            TensorBoard's events.
+        out: folder for checkpoint.safetensors, weights.safetensors, run.json, log.jsonl, held.jsonl
+            (where sequences are held out) and TensorBoard's events.
         resume: go on from the checkpoint in ``out``.
     """
     if not resume and (out / checkpoint.FILE).exists():
@@ -247,12 +267,12 @@ def train(config: TrainConfig, out: Path, resume: bool = False) -> Path:
     stop = _Stop()
     with ExitStack() as stack:
         stack.enter_context(stop)
-        journal = None
+        report = None
         if run.accelerator.is_main_process:
-            journal = Journal(out, config, run.at.step, console)
-            stack.enter_context(journal)
+            report = Report(Journal(out, config, run.at.step, console), HeldOut(config))
+            stack.enter_context(report.journal)
         try:
-            _steps(run, journal, stop)
+            _steps(run, report, stop)
         except BaseException as error:
             # Lets go of the loader, which then ends its workers. At exit Python would end them by
             # SIGTERM, which they ignore, and wait for them without end.

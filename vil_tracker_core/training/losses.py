@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vil_tracker_core.model.heads import Prediction, encode
+from vil_tracker_core.model.heads import Prediction, decode, encode
 from vil_tracker_core.training.parallel import process_mean
 
 REGRESSION_FLOOR = 0.2
@@ -95,8 +95,9 @@ def gaussian_nll(error: Tensor, log_var: Tensor) -> Tensor:
 def tracking_losses(prediction: Prediction, unit: Tensor, visible: Tensor) -> dict[str, Tensor]:
     """focal, giou, l1 and nll of one frame's prediction.
 
-    Boxes are asked of all cells near the centre, weighed by the target score. The nll trains the
-    variance only: its error is detached.
+    Boxes are asked of all cells near the centre, weighed by the target score. The nll is that of
+    the net's answer, the best cell's, wherever that is: the error whose variance the tracker reads.
+    It trains the variance only.
 
     Args:
         prediction: of B samples.
@@ -108,13 +109,13 @@ def tracking_losses(prediction: Prediction, unit: Tensor, visible: Tensor) -> di
     weights = target * (target > REGRESSION_FLOOR)
     made = boxes_of(prediction)
     truth = unit[:, :, None, None].expand_as(made)
-    error = made - truth
-    nll = gaussian_nll(error.detach(), prediction.log_var).mean(1)
+    answer = decode(prediction)
+    nll = gaussian_nll((answer.unit - unit).detach(), answer.log_var).mean(1)
     return {
         "focal": focal_loss(prediction.score, target),
         "giou": weighted_mean(1 - giou(made, truth), weights),
-        "l1": weighted_mean(error.abs().mean(1), weights),
-        "nll": weighted_mean(nll, weights),
+        "l1": weighted_mean((made - truth).abs().mean(1), weights),
+        "nll": weighted_mean(nll, visible.to(nll.dtype)),
     }
 
 

@@ -6,7 +6,7 @@ weights: the shared TMoE experts are frozen, FiLM is on, and the losses of memor
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import nn
 
@@ -45,6 +45,12 @@ def freeze_trunk(tracker: nn.Module, layers: int) -> None:
         if isinstance(module, MobileTrunk):
             for layer in list(module)[:layers]:
                 layer.requires_grad_(False)
+
+
+def freeze_all_but(tracker: ViLTracker, part: Literal["uncertainty"]) -> nn.Module:
+    """Takes everything but one part out of the training, and returns that part."""
+    tracker.requires_grad_(False)
+    return {"uncertainty": tracker.uncertainty_head}[part].requires_grad_()
 
 
 def hold_film(tracker: ViLTracker) -> None:

@@ -35,8 +35,9 @@ def _existing(folders: list[Path]) -> list[Path]:
     return folders
 
 
-def _read_videos(data: DataConfig) -> list[tuple[float, list[Sequence]]]:
-    """(weight, sequences to train on) of the video folders and of each video data set."""
+def _read_videos(data: DataConfig, held_out: bool = False) -> list[tuple[float, list[Sequence]]]:
+    """(weight, sequences to train on) of the video folders and of each video data set; or those
+    that are held out of it."""
     read: list[tuple[float, list[Sequence]]] = []
     if data.videos:
         read.append((1.0, [s for root in _existing(data.videos) for s in read_folders(root)]))
@@ -49,7 +50,7 @@ def _read_videos(data: DataConfig) -> list[tuple[float, list[Sequence]]]:
     if unknown:  # a misspelt name would let a validation video into the training
         raise DataError(f"hold_out names {sorted(unknown)}, which no data set of videos holds")
     kept = [
-        (weight, [s for s in sequences if s.name not in held and s.visible.sum() > 1])
+        (weight, [s for s in sequences if (s.name in held) == held_out and s.visible.sum() > 1])
         for weight, sequences in read
     ]
     return [(weight, sequences) for weight, sequences in kept if sequences]
@@ -135,4 +136,22 @@ def clip_dataset(config: TrainConfig, skipped: Path | None = None) -> ClipDatase
         skipped=SkippedImages(skipped),
         templates=config.templates,
         follow=config.follow,
+    )
+
+
+def held_dataset(config: TrainConfig, count: int) -> ClipDataset | None:
+    """Clips of the sequences that a run holds out, the same for every run that holds out the same:
+    no crossings, no absences, full difficulty. None where it holds out none."""
+    held = [s for _, sequences in _read_videos(config.data, held_out=True) for s in sequences]
+    if not held:
+        return None
+    return ClipDataset(
+        [(1.0, Videos(held))],
+        config.model_config_of(),
+        config.frames,
+        count,
+        seed=0,
+        difficulty=lambda index: Difficulty(1.0),
+        absent=0.0,
+        templates=config.templates,
     )

@@ -29,7 +29,12 @@ from vil_tracker_core.training.losses import (
     tracking_losses,
     weighted_mean,
 )
-from vil_tracker_core.training.phases import Stage, freeze_shared_experts, freeze_trunk
+from vil_tracker_core.training.phases import (
+    Stage,
+    freeze_all_but,
+    freeze_shared_experts,
+    freeze_trunk,
+)
 from vil_tracker_core.training.teachers import KINDS
 
 Losses = dict[str, Tensor]
@@ -63,6 +68,7 @@ class Student(nn.Module):
         if config.freeze_shared_experts:
             freeze_shared_experts(self.tracker)
         freeze_trunk(self.tracker, config.freeze_trunk)
+        self._only = freeze_all_but(self.tracker, config.only) if config.only else None
 
         self.distillation: FeatureDistillation | None = None
         if config.teacher and config.teacher.feature_weight:
@@ -77,6 +83,15 @@ class Student(nn.Module):
         if config.losses.contrastive and self.tracker.config.scan == "joint":
             # there the templates' features are known to the final norm alone
             self.tracker.backbone.norm.register_forward_hook(self._keep_normalised)
+        self.train()
+
+    def train(self, mode: bool = True) -> Student:
+        """As a module's, but what is not trained does not gather statistics either."""
+        super().train(mode)
+        if self._only is not None:
+            self.tracker.eval()
+            self._only.train(mode)
+        return self
 
     def _keep_normalised(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._normalised = output
@@ -106,6 +121,15 @@ class Student(nn.Module):
         else:
             total = self.balance(terms) + terms["nll"]
         return {**losses, "total": total, "overlap": overlap}
+
+    def overlap(self, batch: Batch) -> Tensor:
+        """The mean IoU of the answers with the truth, over all frames that show the target."""
+        return torch.stack(
+            [
+                mean_overlap(seen.step.prediction, seen.unit, seen.visible)
+                for seen in self._steps(batch, Stage())
+            ]
+        ).mean()
 
     def _steps(self, batch: Batch, stage: Stage) -> list[Seen]:
         """What the tracker makes of the clip's frames, one by one as online: of the first with one
