@@ -173,10 +173,10 @@ class TrainConfig(_Strict):
     freeze_trunk: Annotated[int, Field(ge=0, le=TRUNK_LAYERS)] = Field(
         0, description=f"layers of a mobile stem's trunk, from the image on; {TRUNK_LAYERS} are all"
     )
-    only: Literal["uncertainty"] | None = Field(
+    only: Literal["film", "uncertainty"] | None = Field(
         None,
-        description="the part of the net that is trained, for the variances of a net on footage "
-        "that it has not learnt from; all parts if not given",
+        description="the one part of the net that is trained: FiLM, for a net that is good without "
+        "it, or the variances, on footage that the net has not learnt from",
     )
     freeze_shared_experts: bool = Field(False, description="of the TMoE blocks")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import torch
 
 from vil_tracker_core.training.batches import Batch, batch_of
@@ -18,6 +19,7 @@ class HeldOut:
     """Clips of the sequences in `data.hold_out`, read once; of none where that is empty."""
 
     def __init__(self, config: TrainConfig) -> None:
+        cv2.setNumThreads(1)  # the loader's workers are forks, which threads do not survive
         clips = held_dataset(config, CLIPS)
         starts = range(0, CLIPS, BATCH) if clips else ()
         self._batches: list[Batch] = [

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from vil_tracker_core.data.sequence import DataError
 from vil_tracker_core.model.block import TMoE
 from vil_tracker_core.model.mobile import MobileTrunk
 from vil_tracker_core.model.tracker import ViLTracker
@@ -47,10 +48,13 @@ def freeze_trunk(tracker: nn.Module, layers: int) -> None:
                 layer.requires_grad_(False)
 
 
-def freeze_all_but(tracker: ViLTracker, part: Literal["uncertainty"]) -> nn.Module:
+def freeze_all_but(tracker: ViLTracker, part: Literal["film", "uncertainty"]) -> nn.Module:
     """Takes everything but one part out of the training, and returns that part."""
+    kept = tracker.film if part == "film" else tracker.uncertainty_head
+    if kept is None:
+        raise DataError(f"only = {part}: this net has none")
     tracker.requires_grad_(False)
-    return {"uncertainty": tracker.uncertainty_head}[part].requires_grad_()
+    return kept.requires_grad_()
 
 
 def hold_film(tracker: ViLTracker) -> None:
