@@ -65,3 +65,11 @@ def test_nothing_held_out(make_config: MakeConfig) -> None:
     config = make_config(data={"hold_out": []})
     student = Student(config)
     assert HeldOut(config).overlap(student, Ema(student.tracker, 0.9)) is None
+
+
+def test_clips_that_follow(make_config: MakeConfig) -> None:
+    config = make_config(frames=2, follow=1.0)
+    student = Student(config)
+    overlap = HeldOut(config).overlap(student, Ema(student.tracker, 0.9))
+    assert overlap is not None
+    assert 0 <= overlap <= 1

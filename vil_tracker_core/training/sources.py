@@ -140,8 +140,9 @@ def clip_dataset(config: TrainConfig, skipped: Path | None = None) -> ClipDatase
 
 
 def held_dataset(config: TrainConfig, count: int) -> ClipDataset | None:
-    """Clips of the sequences that a run holds out, the same for every run that holds out the same:
-    no crossings, no absences, full difficulty. None where it holds out none."""
+    """Clips of the sequences that a run holds out, the same for every run with this many `frames`
+    and `templates` and this `follow`: no crossings, no absences, full difficulty. None where it
+    holds out none."""
     held = [s for _, sequences in _read_videos(config.data, held_out=True) for s in sequences]
     if not held:
         return None
@@ -154,4 +155,5 @@ def held_dataset(config: TrainConfig, count: int) -> ClipDataset | None:
         difficulty=lambda index: Difficulty(1.0),
         absent=0.0,
         templates=config.templates,
+        follow=config.follow,
     )
