@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vil_tracker_core import weights
-from vil_tracker_core.data.sequence import DataError
 from vil_tracker_core.model.presets import preset
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.training.config import TrainConfig, load_config
 from vil_tracker_core.training.loop import train
-from vil_tracker_core.training.phases import Stage, freeze_all_but, stage_at
+from vil_tracker_core.training.phases import Stage, stage_at
 
 MakeConfig = Callable[..., TrainConfig]
 CONFIGS = Path(__file__).parents[2] / "config" / "train"
@@ -115,25 +113,3 @@ def test_film_joins_when_its_time_has_come(make_config: MakeConfig, tmp_path: Pa
     assert not moved(before, trained(tmp_path / "off")) & film
     train(make_config(steps=3, **values), tmp_path / "on")
     assert film <= moved(before, trained(tmp_path / "on"))
-
-
-@pytest.mark.parametrize(("only", "start"), [("film", "film."), ("uncertainty", "uncertainty_")])
-def test_nothing_but_one_part_moves(
-    make_config: MakeConfig, tmp_path: Path, only: str, start: str
-) -> None:
-    """Neither weights nor a norm's statistics, at a rate at which all else would be much changed;
-    the published average is of the same net."""
-    path, before = start_of(tmp_path)
-    config = make_config(init=path, steps=2, frames=2, lr=1e-2, weight_decay=10.0, only=only)
-    out = train(config, tmp_path / "run")
-    head = {name for name in before if name.startswith(start)}
-    assert head
-    assert moved(before, trained(tmp_path / "run")) == head
-    published = load_file(out)
-    assert moved({k: v.to(published[k].dtype) for k, v in before.items()}, published) == head
-
-
-def test_a_net_without_film_cannot_train_it_alone() -> None:
-    net = ViLTracker(replace(preset("vil_tiny"), film="off"))
-    with pytest.raises(DataError, match="only = film: this net has none"):
-        freeze_all_but(net, "film")

@@ -173,11 +173,6 @@ class TrainConfig(_Strict):
     freeze_trunk: Annotated[int, Field(ge=0, le=TRUNK_LAYERS)] = Field(
         0, description=f"layers of a mobile stem's trunk, from the image on; {TRUNK_LAYERS} are all"
     )
-    only: Literal["film", "uncertainty"] | None = Field(
-        None,
-        description="the one part of the net that is trained: FiLM, for a net that is good without "
-        "it, or the variances, on footage that the net has not learnt from",
-    )
     freeze_shared_experts: bool = Field(False, description="of the TMoE blocks")
 
     seed: int = 0

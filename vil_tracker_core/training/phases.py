@@ -6,11 +6,10 @@ weights: the shared TMoE experts are frozen, FiLM is on, and the losses of memor
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
-from vil_tracker_core.data.sequence import DataError
 from vil_tracker_core.model.block import TMoE
 from vil_tracker_core.model.mobile import MobileTrunk
 from vil_tracker_core.model.tracker import ViLTracker
@@ -46,15 +45,6 @@ def freeze_trunk(tracker: nn.Module, layers: int) -> None:
         if isinstance(module, MobileTrunk):
             for layer in list(module)[:layers]:
                 layer.requires_grad_(False)
-
-
-def freeze_all_but(tracker: ViLTracker, part: Literal["film", "uncertainty"]) -> nn.Module:
-    """Takes everything but one part out of the training, and returns that part."""
-    kept = tracker.film if part == "film" else tracker.uncertainty_head
-    if kept is None:
-        raise DataError(f"only = {part}: this net has none")
-    tracker.requires_grad_(False)
-    return kept.requires_grad_()
 
 
 def hold_film(tracker: ViLTracker) -> None:

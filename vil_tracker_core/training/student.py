@@ -29,12 +29,7 @@ from vil_tracker_core.training.losses import (
     tracking_losses,
     weighted_mean,
 )
-from vil_tracker_core.training.phases import (
-    Stage,
-    freeze_all_but,
-    freeze_shared_experts,
-    freeze_trunk,
-)
+from vil_tracker_core.training.phases import Stage, freeze_shared_experts, freeze_trunk
 from vil_tracker_core.training.teachers import KINDS
 
 Losses = dict[str, Tensor]
@@ -68,7 +63,6 @@ class Student(nn.Module):
         if config.freeze_shared_experts:
             freeze_shared_experts(self.tracker)
         freeze_trunk(self.tracker, config.freeze_trunk)
-        self._only = freeze_all_but(self.tracker, config.only) if config.only else None
 
         self.distillation: FeatureDistillation | None = None
         if config.teacher and config.teacher.feature_weight:
@@ -83,15 +77,6 @@ class Student(nn.Module):
         if config.losses.contrastive and self.tracker.config.scan == "joint":
             # there the templates' features are known to the final norm alone
             self.tracker.backbone.norm.register_forward_hook(self._keep_normalised)
-        self.train()
-
-    def train(self, mode: bool = True) -> Student:
-        """As a module's, but what is not trained does not gather statistics either."""
-        super().train(mode)
-        if self._only is not None:
-            self.tracker.eval()
-            self._only.train(mode)
-        return self
 
     def _keep_normalised(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._normalised = output
