@@ -107,14 +107,15 @@ class Student(nn.Module):
             total = self.balance(terms) + terms["nll"]
         return {**losses, "total": total, "overlap": overlap}
 
-    def overlap(self, batch: Batch) -> Tensor:
-        """The mean IoU of the answers with the truth, over all frames that show the target."""
-        return torch.stack(
+    def overlaps(self, batch: Batch) -> Tensor:
+        """(N,) IoU of the answers with the truth in all frames that show the target, FiLM on. It
+        asks nothing of other processes, which need not take part."""
+        return torch.cat(
             [
-                mean_overlap(seen.step.prediction, seen.unit, seen.visible)
+                iou(decode(seen.step.prediction).unit, seen.unit)[seen.visible]
                 for seen in self._steps(batch, Stage())
             ]
-        ).mean()
+        )
 
     def _steps(self, batch: Batch, stage: Stage) -> list[Seen]:
         """What the tracker makes of the clip's frames, one by one as online: of the first with one
