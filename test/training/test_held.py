@@ -62,7 +62,8 @@ def test_overlap_is_that_of_the_average(make_config: MakeConfig) -> None:
 
 
 def test_nothing_held_out(make_config: MakeConfig) -> None:
-    config = make_config(data={"hold_out": []})
+    """Then no video is read either."""
+    config = make_config(data={"hold_out": [], "videos": ["nowhere"]})
     student = Student(config)
     assert HeldOut(config).overlap(student, Ema(student.tracker, 0.9)) is None
 

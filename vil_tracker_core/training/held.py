@@ -20,11 +20,10 @@ class HeldOut:
 
     def __init__(self, config: TrainConfig) -> None:
         cv2.setNumThreads(1)  # the loader's workers are forks, which threads do not survive
-        clips = held_dataset(config, CLIPS)
-        starts = range(0, CLIPS, BATCH) if clips else ()
-        self._batches: list[Batch] = [
-            batch_of([clips[start + k] for k in range(BATCH)]) for start in starts if clips
-        ]
+        self._batches: list[Batch] = []
+        if clips := held_dataset(config, CLIPS):
+            for start in range(0, CLIPS, BATCH):
+                self._batches.append(batch_of([clips[start + k] for k in range(BATCH)]))
 
     @torch.no_grad()
     def overlap(self, student: Student, ema: Ema) -> float | None:

@@ -143,9 +143,9 @@ def held_dataset(config: TrainConfig, count: int) -> ClipDataset | None:
     """Clips of the sequences that a run holds out, the same for every run with this many `frames`
     and `templates` and this `follow`: no crossings, no absences, full difficulty. None where it
     holds out none."""
-    held = [s for _, sequences in _read_videos(config.data, held_out=True) for s in sequences]
-    if not held:
+    if not config.data.hold_out:  # and reads nothing: data sets are large
         return None
+    held = [s for _, sequences in _read_videos(config.data, held_out=True) for s in sequences]
     return ClipDataset(
         [(1.0, Videos(held))],
         config.model_config_of(),
