@@ -56,7 +56,7 @@ def tiny(tmp_path: Path) -> Path:
     made = weights.Weights(
         PRESETS["vil_tiny"],
         ViLTracker(PRESETS["vil_tiny"]).state_dict(),
-        weights.Calibration((1.5, 1.0, 2.0, 1.0), "a split"),
+        weights.Calibration((1.5, 1.0, 2.0, 1.0), (0.5, 1.0), 0.25, "a split"),
         {"run": "a run", "data": {"videos": 3}},
     )
     weights.save(path, made)
@@ -66,7 +66,12 @@ def tiny(tmp_path: Path) -> Path:
 def test_info_of_a_weights_file(tiny: Path) -> None:
     values = json.loads(run("info", str(tiny), "--json").stdout)
     assert values["provenance"] == {"run": "a run", "data": {"videos": 3}}
-    assert values["calibration"] == {"scale": [1.5, 1.0, 2.0, 1.0], "fitted_on": "a split"}
+    assert values["calibration"] == {
+        "spread": [1.5, 1.0, 2.0, 1.0],
+        "settling": [0.5, 1.0],
+        "drift": 0.25,
+        "fitted_on": "a split",
+    }
     assert values["config"] == json.loads(json.dumps(PRESETS["vil_tiny"].to_dict()))
     parts = values["parts"]
     assert (
@@ -132,7 +137,7 @@ def test_info_of_the_shipped_weights_tells_their_origin() -> None:
     for stage in runs:
         assert stage["config"]["model"] == "vil_nano"
         assert stage["step"] > 0
-    assert len(values["calibration"]["scale"]) == 4
+    assert values["calibration"]["fitted_on"] != "nothing"
 
 
 def test_flight_to_bag_and_back(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def net() -> Weights:
     return Weights(
         CONFIG,
         ViLTracker(CONFIG).state_dict(),
-        Calibration((1.5, 1.25, 0.5, 2.0), "three videos"),
+        Calibration((1.5, 1.25, 0.5, 2.0), (0.3, 0.7), 0.2, "three videos"),
         {"steps": 100, "data": ["a", "b"], "loss": 0.25},
     )
 
@@ -347,21 +347,24 @@ def test_a_config_that_cannot_be_is_refused(net: Weights, tmp_path: Path, values
     refused(saved(tmp_path, replace(net, config=OddConfig(values))))
 
 
-@pytest.mark.parametrize(
-    "scale",
-    [
-        None,
-        1.0,
-        "1234",
-        [1, 1, 1],
-        [1, 1, 1, 1, 1],
-        *([1, 1, 1, last] for last in ("a", -1, 0, float("nan"), float("inf"))),
-    ],
-    ids=str,
-)
-def test_a_calibration_that_cannot_be_is_refused(net: Weights, tmp_path: Path, scale: Any) -> None:
+@pytest.mark.parametrize("field", ["spread", "settling"])
+@pytest.mark.parametrize("last", [None, "a", -1, 0, float("nan"), float("inf"), True, [1]], ids=str)
+def test_a_calibration_that_cannot_be_is_refused(
+    net: Weights, tmp_path: Path, field: str, last: Any
+) -> None:
     """It scales the variances that a pilot's controller trusts."""
-    refused(saved(tmp_path, replace(net, calibration=Calibration(scale, "x"))), "calibration")
+    values: list[Any] = list(getattr(net.calibration, field))
+    for odd in (None, 1.0, "1234", values[1:], [*values, 1.0], [*values[1:], last]):
+        calibration = replace(net.calibration, **{field: odd})
+        refused(saved(tmp_path, replace(net, calibration=calibration)), f"calibration's {field}")
+    calibration = replace(net.calibration, drift=last)
+    refused(saved(tmp_path, replace(net, calibration=calibration)), "calibration's drift")
+
+
+def test_an_older_calibration_is_refused() -> None:
+    old = {"scale": [1.0, 1.0, 1.0, 1.0], "fitted_on": "a split"}
+    with pytest.raises(ValueError, match="calibration's spread None is not 4 positive numbers"):
+        Calibration.from_dict(old)
 
 
 # -- finding -------------------------------------------------------------------------------------

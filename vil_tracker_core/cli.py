@@ -461,7 +461,7 @@ def calibrate(
     root: Annotated[Path, typer.Argument(help="Folder of sequences with truth, to fit on.")],
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Weights file to make; without it, the scale is only printed."),
+        typer.Option(help="Weights file to make; without it, the numbers are only printed."),
     ] = None,
     only: Annotated[
         Optional[str],  # noqa: UP045
@@ -469,14 +469,14 @@ def calibrate(
     ] = None,
     check: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder to measure the scale on; may be ROOT, then all but --only."),
+        typer.Option(help="Folder to measure on only; may be ROOT, then all but --only."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the net.")] = 1,
 ) -> None:
-    """Fit the scale of the net's variances, so that the covariance means what it says.
+    """Fit the published covariance to a tracker's real errors, so that it means what it says.
 
-    Prints how often the truth lies in the 50, 90 and 95 % regions, before and after. The rule of
-    the fit: evaluation/calibration.py.
+    Prints how often the truth lies in the 50, 90 and 95 % regions, before and after. The boxes stay
+    as they are. The rule of the fit: evaluation/calibration.py.
     """
     from vil_tracker_core import weights
     from vil_tracker_core.evaluation.calibration import LEVELS
@@ -488,15 +488,21 @@ def calibrate(
     made = fit(weights.find(model), root, names, check, threads)
     levels = "/".join(f"{100 * level:.0f}" for level in LEVELS)
     table = Table(title=f"% of frames with the truth in the {levels} % region")
-    for heading in ("split", "scale", "claim", "frames", "centre", "box"):
+    for heading in ("split", "calibration", "frames", "centre", "box"):
         table.add_column(heading)
-    for each in made.regions:
+    for each in made.coverage:
         shares = (" ".join(f"{100 * v:3.0f}" for v in part) for part in (each.centre, each.box))
-        table.add_row(each.split, each.scale, each.claim, str(each.frames), *shares)
+        table.add_row(each.split, each.calibration, str(each.frames), *shares)
     Console().print(table)
     for name, calibration in (("old", made.old), ("new", made.weights.calibration)):
-        shown = ", ".join(f"{value:.3f}" for value in calibration.scale)
-        typer.echo(f"{name} scale of (cx, cy, w, h): {shown}; fitted on {calibration.fitted_on}")
+        spread, settling = (
+            ", ".join(f"{value:.3f}" for value in part)
+            for part in (calibration.spread, calibration.settling)
+        )
+        typer.echo(
+            f"{name}: spread of (cx, cy, w, h) {spread}; settling of centre and size {settling} s; "
+            f"drift {calibration.drift:.3f}/s; fitted on {calibration.fitted_on}"
+        )
     if out is not None:
         weights.save(out, made.weights)
         typer.echo(f"weights: {out}")

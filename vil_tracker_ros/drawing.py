@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 
 import cv2
-import numpy as np
 
 from vil_tracker_core.geometry import FloatArray, Image
+from vil_tracker_core.regions import ellipse_axes
 from vil_tracker_core.tracking.online import TrackResult, TrackState
 
 Colour = tuple[int, int, int]
@@ -19,8 +19,6 @@ COLOURS: dict[TrackState, Colour] = {
     TrackState.LOST: (60, 60, 230),
 }
 """BGR."""
-CHI2_95 = 5.991
-"""95 % quantile of the chi-squared distribution with 2 degrees of freedom."""
 LONGEST_LATENCY = 60.0
 """Seconds; more comes from another clock than this machine's, as in a replay."""
 REFERENCE_HEIGHT = 720
@@ -57,22 +55,13 @@ def draw(frame: Image, results: Mapping[str, TrackResult], latency: float) -> Im
     return out
 
 
-def ellipse_of(covariance: FloatArray) -> tuple[float, float, float]:
-    """Half axes (px, the longer first) and angle (degrees, from x to y) of the 95 % ellipse of a
-    (2, 2) covariance in px^2."""
-    values, vectors = np.linalg.eigh(covariance)
-    short, long = np.sqrt(np.maximum(values, 0.0) * CHI2_95)
-    angle = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
-    return float(long), float(short), angle
-
-
 def _ellipse(
     out: Image, centre: tuple[float, float], covariance: FloatArray, colour: Colour, thick: int
 ) -> None:
-    long, short, angle = ellipse_of(covariance)
+    long, short, angle = ellipse_axes(covariance, 0.95)
     bound = 2 * max(out.shape[:2])  # larger ones lie outside the picture anyway
     axes = (max(round(min(long, bound)), 1), max(round(min(short, bound)), 1))
-    cv2.ellipse(out, _point(*centre), axes, angle, 0, 360, colour, thick, cv2.LINE_AA)
+    cv2.ellipse(out, _point(*centre), axes, math.degrees(angle), 0, 360, colour, thick, cv2.LINE_AA)
 
 
 def _text(out: Image, text: str, at: tuple[float, float], colour: Colour, scale: float) -> None:

@@ -1,8 +1,7 @@
-"""evaluation.calibration: the fit, whose frames count, the file that comes out, what is refused."""
+"""evaluation.calibration: the fit, which frames count, the file that comes out, what is refused."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +18,18 @@ from vil_tracker_core import weights
 from vil_tracker_core.cli import app
 from vil_tracker_core.data.sequence import DataError, Sequence
 from vil_tracker_core.evaluation.calibration import (
-    CLAIMS,
+    LEVELS,
     Followed,
     calibrate,
-    fit_scale,
+    covered,
+    fit,
     follow,
-    regions,
 )
-from vil_tracker_core.geometry import Box, Image, to_xywh
+from vil_tracker_core.geometry import Box, Image, to_cxcywh, to_xywh
+from vil_tracker_core.regions import DEGREES_OF_FREEDOM
 from vil_tracker_core.tracking.network import TorchNetwork
 from vil_tracker_core.tracking.online import OnlineTracker, TrackState
+from vil_tracker_core.tracking.uncertainty import Uncertainty
 from vil_tracker_core.weights import Calibration, WeightsError
 
 MakeSequence = Callable[..., Sequence]
@@ -50,13 +51,13 @@ def root(make_sequence: MakeSequence, write_sequence: WriteSequence, tmp_path: P
 
 @pytest.fixture
 def half_weights(tiny_weights: Path, tmp_path: Path) -> Path:
-    """The same net in half precision, as a training writes it, with a scale and a provenance."""
+    """The same net in half precision, as a training writes it, calibrated and with provenance."""
     loaded = weights.load(tiny_weights)
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in loaded.tensors.items()}
     made = replace(
         loaded,
         tensors=tensors,
-        calibration=Calibration((2.0, 0.5, 1.0, 3.0), "an older split"),
+        calibration=Calibration((2.0, 0.5, 1.0, 3.0), (0.2, 0.9), 0.3, "an older split"),
         provenance={"step": 7},
     )
     weights.save(tmp_path / "half.safetensors", made)
@@ -66,67 +67,99 @@ def half_weights(tiny_weights: Path, tmp_path: Path) -> Path:
 # --- The fit --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20)
-@given(scale=st.lists(st.floats(0.05, 20), min_size=4, max_size=4), seed=st.integers(0, 99))
-def test_the_scale_of_normal_errors_is_found(scale: list[float], seed: int) -> None:
-    ratios = np.random.default_rng(seed).normal(0, scale, (20_000, 4))
-    assert fit_scale([ratios]) == pytest.approx(scale, rel=0.05)
+def drawn(seed: int, calibration: Calibration, name: str = "drawn", count: int = 4000) -> Followed:
+    """A run whose errors are drawn from what a calibration says, at ages up to 15 s."""
+    rng = np.random.default_rng(seed)
+    deviations = rng.uniform(1, 6, (count, 4))
+    known = Uncertainty(
+        deviations[:, :, None] ** 2 * np.eye(4),
+        rng.uniform(0.01, 0.1, (count, 4)),
+        np.linspace(0, 15, count),
+    )
+    covariances = known.covariance(calibration)
+    nu = DEGREES_OF_FREEDOM
+    # by definition: a normal vector over the root of an independent chi-squared's mean
+    normal = rng.normal(size=(count, 4)) * np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
+    errors = normal * np.sqrt((nu - 2) / nu / (rng.chisquare(nu, (count, 1)) / nu))
+    truth = np.tile([100.0, 100.0, 300.0, 200.0], (count, 1))
+    return Followed("drawn", truth, to_xywh(to_cxcywh(truth) - errors), known)
 
 
-def test_a_few_wild_frames_do_not_set_the_scale() -> None:
-    ratios = np.random.default_rng(0).normal(0, 2, (10_000, 4))
-    ratios[::20] = 200.0
-    assert fit_scale([ratios]) == pytest.approx([2] * 4, rel=0.15)
-    assert np.sqrt((ratios**2).mean()) > 40  # what maximum likelihood would say
+@settings(max_examples=5, deadline=None)
+@given(
+    spread=st.tuples(*[st.floats(0.3, 3)] * 4),
+    settling=st.tuples(st.floats(0.2, 1.0), st.floats(0.2, 1.0)),
+    drift=st.floats(0.05, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_the_calibration_that_errors_were_drawn_from_is_found(
+    spread: tuple[float, float, float, float],
+    settling: tuple[float, float],
+    drift: float,
+    seed: int,
+) -> None:
+    """By the deviation that it gives at any age: spread, settling and drift can stand in for one
+    another a little."""
+    true = Calibration(spread, settling, drift)
+    found = fit([drawn(seed, true), drawn(seed + 1000, true)])
+    for age in (0.2, 1.0, 5.0, 15.0):
+        known = Uncertainty(np.eye(4), np.zeros(4), np.array(age))
+        theirs, mine = (np.sqrt(np.diag(known.covariance(each))) for each in (true, found))
+        np.testing.assert_allclose(mine, theirs, rtol=0.12 if age > 0.5 else 0.35)
+    assert found.fitted_on == "7998 frames of 2 sequences"
+
+
+def test_a_few_wild_frames_do_not_set_the_spread() -> None:
+    run = drawn(0, Calibration())
+    boxes = run.boxes.copy()
+    boxes[::20, :2] += 5000
+    assert fit([replace(run, boxes=boxes)]).spread == pytest.approx([1] * 4, rel=0.35)
 
 
 def test_a_sequence_counts_the_same_however_long_it_is() -> None:
-    """Variances average: 1 and 7 give 4, whatever the frames; too short a one is left out."""
-    rng = np.random.default_rng(0)
-    calm, wild = rng.normal(0, 1, (40_000, 4)), rng.normal(0, math.sqrt(7), (10_000, 4))
-    short = np.full((9, 4), 100.0)
-    assert fit_scale([calm, wild, short]) == pytest.approx([2] * 4, rel=0.05)
+    calm, wild = drawn(3, Calibration(), count=300), drawn(4, Calibration(), count=3000)
+    wide = replace(
+        wild, uncertainty=wild.uncertainty._replace(filtered=wild.uncertainty.filtered / 9)
+    )
+    assert fit([wide]).spread == pytest.approx([3] * 4, rel=0.2)
+    both = fit([calm, wide])
+    again = fit([calm, wide, calm, wide])
+    assert both.spread == pytest.approx(again.spread, rel=0.01)
+    thrice = fit([calm, calm, calm, wide])
+    assert all(a < b for a, b in zip(thrice.spread, both.spread, strict=True))
 
 
-def test_what_cannot_be_fitted_is_refused() -> None:
+def test_too_few_frames_are_refused() -> None:
+    run = drawn(0, Calibration(), count=30)
     with pytest.raises(DataError, match=r"on 29 frames .* at least 30 are needed"):
-        fit_scale([np.ones((29, 4))])
-    with pytest.raises(DataError, match="not four positive numbers"):
-        fit_scale([np.zeros((100, 4))])
+        fit([run])
 
 
 # --- Coverage -------------------------------------------------------------------------------------
 
 
 def test_coverage_of_claims_that_are_right_and_of_claims_that_are_half() -> None:
-    rng = np.random.default_rng(1)
-    count, sigma = 40_001, np.array([2.0, 3.0, 1.0, 0.5])
-    truth = np.tile([100.0, 100.0, 30.0, 20.0], (count, 1))
-    ratios = rng.normal(0, 1, (count, 4))
-    boxes = to_xywh(np.array([115.0, 110.0, 30.0, 20.0]) - ratios * sigma)
-    ratios[0] = np.nan  # the start
-    covariances = np.tile(np.diag(sigma**2), (count, 1, 1))
-    run = Followed("a", truth, boxes, covariances, ratios)
-    for row in regions([run], (1, 1, 1, 1), "fit", "new"):
-        assert row.frames == count - 1
-        np.testing.assert_allclose([row.centre, row.box], [[0.5, 0.9, 0.95]] * 2, atol=0.01)
-    halved = replace(run, covariances=covariances / 4)
-    for row in regions([halved], (0.5,) * 4, "fit", "old"):
-        # chi-squared at a quarter of the quantiles, 2 and 4 degrees of freedom
-        np.testing.assert_allclose(row.centre, [0.159, 0.438, 0.527], atol=0.01)
-        np.testing.assert_allclose(row.box, [0.067, 0.256, 0.332], atol=0.01)
+    true = Calibration((2.0, 1.0, 0.5, 1.0), (0.3, 0.6), 0.2)
+    run = drawn(1, true, count=40_001)
+    right = covered([run], true, "fit", "new")
+    assert (right.split, right.calibration, right.frames) == ("fit", "new", 40_000)
+    np.testing.assert_allclose([right.centre, right.box], [LEVELS] * 2, atol=0.01)
+    quarter = run.uncertainty._replace(
+        filtered=run.uncertainty.filtered / 4, lasting=run.uncertainty.lasting / 4
+    )
+    halved = covered([replace(run, uncertainty=quarter)], true, "check", "old")
+    # of two coordinates, P(r^2 <= q) is 1 - (1 + q)^(-3 / 2), here at a quarter of the radii
+    radii = (1 - np.array(LEVELS)) ** (-2 / 3) - 1
+    np.testing.assert_allclose(halved.centre, 1 - (1 + radii / 4) ** -1.5, atol=0.01)
 
 
-def test_frames_that_do_not_count_are_in_the_last_claim_alone() -> None:
-    count = 11
-    truth = np.tile([0.0, 0.0, 10.0, 10.0], (count, 1))
-    boxes, ratios = truth.copy(), np.full((count, 4), 0.1)
-    boxes[6:], ratios[6:], ratios[0] = 500.0, np.nan, np.nan
-    run = Followed("a", truth, boxes, np.tile(np.eye(4), (count, 1, 1)), ratios)
-    rows = regions([run], (1, 1, 1, 1), "fit", "old")
-    assert [row.claim for row in rows] == list(CLAIMS)
-    assert [row.frames for row in rows] == [5, 5, 10]
-    assert [float(row.box[0]) for row in rows] == [1, 1, 0.5]
+def test_frames_without_truth_and_that_of_the_start_do_not_count() -> None:
+    run = drawn(2, Calibration(), count=41)
+    truth = run.truth.copy()
+    truth[7:11] = np.nan
+    gap = replace(run, truth=truth)
+    assert gap.frames == 36
+    assert covered([gap, run], Calibration(), "fit", "old").frames == 36 + 40
 
 
 # --- Running the tracker --------------------------------------------------------------------------
@@ -135,7 +168,7 @@ def test_frames_that_do_not_count_are_in_the_last_claim_alone() -> None:
 def test_the_tracker_runs_as_in_production(
     make_sequence: MakeSequence, network: TorchNetwork
 ) -> None:
-    """Box for box as OnlineTracker; a frame counts neither without truth nor once it is lost."""
+    """Box for box and covariance for covariance as OnlineTracker, lost or not."""
     sequence = make_sequence(count=40, absent=(0, 5, 6))
     steps: list[None] = []
     run = follow(network, sequence, lambda: steps.append(None))
@@ -144,26 +177,23 @@ def test_the_tracker_runs_as_in_production(
     for index in range(2, 40):
         results.append(tracker.update(sequence.load(index), float(sequence.stamps[index])))
     np.testing.assert_array_equal(run.boxes, [result.box for result in results])
-    np.testing.assert_array_equal(run.covariances, [result.covariance for result in results])
+    published = run.uncertainty.covariance(network.calibration)
+    np.testing.assert_array_equal(published, [result.covariance for result in results])
+    assert any(result.state is TrackState.LOST for result in results)  # random weights see nothing
     assert len(steps) == len(run.truth) - 1 == 38
-
-    counts = np.isfinite(run.ratios).all(axis=1)
-    lost = np.array([result.state is TrackState.LOST for result in results])
-    assert lost.any()  # random weights see nothing
-    assert counts.any()
-    assert not counts[[0, 4, 5]].any()
-    assert not counts[lost].any()
-    assert len(run.counted) == counts.sum()
+    assert run.frames == 36
 
 
-def test_the_ratios_are_those_of_the_net_without_a_scale(
+def test_the_run_does_not_depend_on_the_calibration(
     make_sequence: MakeSequence, tiny_weights: Path, network: TorchNetwork
 ) -> None:
-    loaded = weights.load(tiny_weights)
-    scaled = TorchNetwork(replace(loaded, calibration=Calibration((3.0, 0.5, 2.0, 7.0), "")))
-    plain, other = (follow(net, make_sequence(count=4)) for net in (network, scaled))
-    assert np.isfinite(plain.ratios[1]).all()
-    np.testing.assert_allclose(other.ratios[1], plain.ratios[1], rtol=1e-9)
+    odd = Calibration((3.0, 0.5, 2.0, 7.0), (2.0, 0.1))
+    other = TorchNetwork(replace(weights.load(tiny_weights), calibration=odd))
+    sequence = make_sequence(count=12)
+    one, two = (follow(net, sequence) for net in (network, other))
+    np.testing.assert_array_equal(one.boxes, two.boxes)
+    for mine, theirs in zip(one.uncertainty, two.uncertainty, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_sequences_that_cannot_be_followed_are_named(
@@ -189,27 +219,25 @@ def test_sequences_that_cannot_be_followed_are_named(
 # --- The command ----------------------------------------------------------------------------------
 
 
-def test_the_file_has_the_scale_the_old_tensors_and_where_it_is_from(
+def test_the_file_has_the_calibration_the_old_tensors_and_where_it_is_from(
     root: Path, half_weights: Path, tmp_path: Path
 ) -> None:
     made = calibrate(half_weights, root, ["a", "bb", "ccc", "dddd"], check=root)
-    assert made.old.scale == (2.0, 0.5, 1.0, 3.0)
-    assert [(row.split, row.scale) for row in made.regions[::3]] == [
-        ("fit", "old"), ("check", "old"), ("fit", "new"), ("check", "new"),
+    assert made.old.spread == (2.0, 0.5, 1.0, 3.0)
+    assert [(row.split, row.calibration, row.frames) for row in made.coverage] == [
+        ("fit", "old", 4 * 13), ("fit", "new", 4 * 13),
+        ("check", "old", 13), ("check", "new", 13),  # the spare one
     ]  # fmt: skip
-    assert made.regions[2].frames == 4 * 13
-    assert made.regions[5].frames == 13  # the spare one
 
     weights.save(tmp_path / "new.safetensors", made.weights)
     back = weights.load(tmp_path / "new.safetensors")
     assert back.calibration == made.weights.calibration
-    assert back.calibration.scale != made.old.scale
-    counted = back.provenance["calibration"]["frames"]
-    assert list(counted) == ["a", "bb", "ccc", "dddd"]
-    assert sum(counted.values()) == made.regions[0].frames
-    assert back.provenance["calibration"]["scale_before"] == [2.0, 0.5, 1.0, 3.0]
+    assert back.calibration.spread != made.old.spread
+    said = back.provenance["calibration"]
+    assert said["frames"] == {"a": 13, "bb": 13, "ccc": 13, "dddd": 13}
+    assert "3 degrees" in said["rule"]
     assert back.provenance["step"] == 7
-    assert back.calibration.fitted_on.endswith("frames of 4 sequences: a, bb, ccc, dddd")
+    assert back.calibration.fitted_on == "52 frames of 4 sequences"
 
     old, new = load_file(half_weights), load_file(tmp_path / "new.safetensors")
     assert old.keys() == new.keys()
@@ -243,9 +271,10 @@ def test_the_command(
     done = CliRunner().invoke(app, [*arguments, "--only", "a,bb, ccc,dddd"])
     assert done.exit_code == 0, done.output
     fitted = weights.load(out).calibration
-    new = next(line for line in done.stdout.splitlines() if line.startswith("new scale"))
-    assert ", ".join(f"{value:.3f}" for value in fitted.scale) in new
-    assert done.stdout.count("tracker, all ") == 2  # nothing is cut on a narrow terminal
+    new = next(line for line in done.stdout.splitlines() if line.startswith("new: "))
+    for part in (fitted.spread, fitted.settling):
+        assert ", ".join(f"{value:.3f}" for value in part) in new
+    assert done.stdout.count("│ 52 ") == 2  # nothing is cut on a narrow terminal
 
     again = CliRunner().invoke(app, arguments)
     assert str(again.exception) == f"{out} exists already: choose another name"

@@ -9,7 +9,7 @@ import pytest
 from got10k.utils import metrics as theirs
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_t
 
 from vil_tracker_core.evaluation import metrics
 from vil_tracker_core.evaluation.metrics import Pass
@@ -135,12 +135,12 @@ def test_coverage_by_hand() -> None:
     spread = np.repeat((np.eye(4) * 4)[None], 5, axis=0)
     spread[4] = np.nan  # says nothing there
     np.testing.assert_allclose(metrics.squared_distances(boxes, spread, truth), [0, 1, 9])
-    # chi-squared, 4 degrees of freedom: median 3.357, 90 % 7.779, 95 % 9.488
+    # squared radii of the whole box: 50 % 1.42, 90 % 7.12, 95 % 12.2
     shares = metrics.coverage(np.array([0.0, 1, 9]), [0.5, 0.9, 0.95])
     np.testing.assert_allclose(shares, [2 / 3, 2 / 3, 1])
-    # 2 degrees: 50 % 1.386, 99 % 9.21
+    # of its centre: 50 % .587, 80 % 1.92, 99 % 20.5
     two = metrics.squared_distances(boxes, spread, truth, dims=2)
-    np.testing.assert_allclose(metrics.coverage(two, [0.5, 0.99], dims=2), [2 / 3, 1])
+    np.testing.assert_allclose(metrics.coverage(two, [0.5, 0.8, 0.99], dims=2), [1 / 3, 2 / 3, 1])
     assert np.isnan(metrics.coverage(np.empty(0), [0.5])).all()
 
 
@@ -288,10 +288,11 @@ def test_nll_equals_scipy(seed: int) -> None:
     roots = rng.normal(0, 2, (6, 4, 4))
     spread = roots @ roots.transpose(0, 2, 1) + np.eye(4)
     expected = [
-        -multivariate_normal.logpdf(
+        -multivariate_t.logpdf(
             [t[0] + t[2] / 2, t[1] + t[3] / 2, t[2], t[3]],
             [b[0] + b[2] / 2, b[1] + b[3] / 2, b[2], b[3]],
-            c,
+            c / 3,  # three degrees of freedom: the covariance is three times the shape
+            df=3,
         )
         for b, t, c in zip(boxes[1:], truth[1:], spread[1:], strict=True)
     ]
@@ -303,7 +304,7 @@ def test_a_calibrated_covariance_covers_what_it_says() -> None:
     rng = np.random.default_rng(0)
     spread = np.array([[9, 3, 0, 0], [3, 4, 0, 0], [0, 0, 2, 1], [0, 0, 1, 5]], dtype=float)
     truth = np.repeat([[10.0, 10, 40, 30]], 20_001, axis=0)
-    noise = rng.multivariate_normal(np.zeros(4), spread, len(truth))
+    noise = multivariate_t(shape=spread / 3, df=3, seed=rng).rvs(len(truth))
     boxes = truth + np.concatenate([noise[:, :2] - noise[:, 2:] / 2, noise[:, 2:]], axis=1)
     spreads = np.repeat(spread[None], len(truth), axis=0)
     for dims in (2, 4):

@@ -7,8 +7,9 @@ import pytest
 
 from vil_tracker_core.geometry import Box
 from vil_tracker_core.tracking.online import TrackResult, TrackState
-from vil_tracker_ros.drawing import COLOURS, draw, ellipse_of
+from vil_tracker_ros.drawing import COLOURS, draw
 
+R95 = 2.5235  # standard deviations, see test_regions.py
 FRAME = np.full((720, 1280, 3), 100, dtype=np.uint8)
 
 
@@ -23,23 +24,13 @@ def drawn(out: np.ndarray, x: float, y: float, colour: tuple[int, int, int]) -> 
     return bool((np.abs(around.astype(int) - colour).max(axis=1) < 30).any())
 
 
-def test_the_ellipse_of_a_covariance() -> None:
-    long, short, angle = ellipse_of(np.diag([4.0, 1.0]))
-    assert (long, short) == pytest.approx((2 * 2.4477, 2.4477), rel=1e-3)
-    assert angle % 180 == pytest.approx(0)
-    turned = np.array([[2.5, 1.5], [1.5, 2.5]])  # variances 4 and 1, turned by 45 degrees
-    long, short, angle = ellipse_of(turned)
-    assert (long, short) == pytest.approx((2 * 2.4477, 2.4477), rel=1e-3)
-    assert angle % 180 == pytest.approx(45)
-
-
 @pytest.mark.parametrize("state", [TrackState.TRACKING, TrackState.UNCERTAIN])
 def test_box_and_ellipse_lie_where_they_should(state: TrackState) -> None:
     out = draw(FRAME, {"car": result(state)}, 0.02)
     colour = COLOURS[state]
     for x, y in [(600, 330), (680, 330), (640, 300), (640, 360)]:  # middles of the box's sides
         assert drawn(out, x, y, colour)
-    for x, y in [(640 + 30 * 2.4477, 330), (640, 330 + 10 * 2.4477)]:  # ends of the ellipse's axes
+    for x, y in [(640 + 30 * R95, 330), (640, 330 + 10 * R95)]:  # ends of the ellipse's axes
         assert drawn(out, x, y, colour)
     assert (FRAME == 100).all()  # the frame itself is left alone
 
@@ -49,7 +40,7 @@ def test_a_lost_track_has_no_box() -> None:
     colour = COLOURS[TrackState.LOST]
     assert not drawn(out, 600, 340, colour)
     assert not drawn(out, 680, 340, colour)
-    assert drawn(out, 640 + 30 * 2.4477, 330, colour)
+    assert drawn(out, 640 + 30 * R95, 330, colour)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from vil_tracker_core.geometry import Image
 from vil_tracker_core.model.presets import preset
 from vil_tracker_core.model.tracker import ViLTracker
 from vil_tracker_core.tracking.network import Network, TorchNetwork
-from vil_tracker_core.weights import Calibration, Weights
+from vil_tracker_core.weights import Weights
 
 sys.path.insert(0, str(Path(__file__).parent))  # for crops.py
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for crops.py
 def make_weights() -> Callable[..., Weights]:
     """make_weights(field=value, ...): the smallest preset with changes, its weights disturbed."""
 
-    def make(scale: tuple[float, float, float, float] = (1, 1, 1, 1), **changes: Any) -> Weights:
+    def make(**changes: Any) -> Weights:
         config = type(preset("vil_tiny")).from_dict({**preset("vil_tiny").to_dict(), **changes})
         torch.manual_seed(0)
         model = ViLTracker(config)
@@ -36,7 +36,7 @@ def make_weights() -> Callable[..., Weights]:
             for head, bias in ((model.centre_head.size, -1.1), (model.centre_head.offset, 0.0)):
                 head[-1].weight *= 0.1
                 head[-1].bias.fill_(bias)
-        return Weights(config, model.state_dict(), Calibration(scale, "noise"))
+        return Weights(config, model.state_dict())
 
     return make
 

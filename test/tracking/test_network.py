@@ -131,18 +131,6 @@ def test_no_trust_leaves_the_context(network: Network, frames: list[Image]) -> N
     torch.testing.assert_close(after.context.tokens, memory.context.tokens, rtol=0, atol=1e-5)
 
 
-def test_calibration_scales_the_standard_deviations(
-    make_weights: Make, frames: list[Image]
-) -> None:
-    plain, scaled = TorchNetwork(make_weights()), TorchNetwork(make_weights((1.0, 2.0, 3.0, 0.5)))
-    template, search = crops_of(frames, 32)[0], crops_of(frames, 64)[0]
-    variances = []
-    for network in (plain, scaled):
-        (found,), _ = network.step([search], [network.start([template])], [STILL], [1.0])
-        variances.append(found.variance)
-    np.testing.assert_allclose(variances[1] / variances[0], [1, 4, 9, 0.25])
-
-
 def test_a_found_target_is_in_units_of_the_crop(network: Network, frames: list[Image]) -> None:
     templates, searches = crops_of(frames, 32), crops_of(frames, 64)
     found, _ = run(network, searches, [network.start([template]) for template in templates])

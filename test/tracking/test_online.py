@@ -301,8 +301,8 @@ def test_lost_uncertainty_grows_to_a_bound(start: Callable[..., Scripted]) -> No
     spread = np.array(spreads)
     assert (np.diff(spread, axis=0) >= -1e-6).all()
     assert (spread[20] > 2 * spread[0]).all()
-    assert spread.max() <= 640 * (1 + 1e-9)
-    assert spread[-1, 0] == pytest.approx(640)
+    assert spread.max() <= 640 * (1 + 1e-5)  # the filter's, and how exactly a box is drawn
+    assert spread[-1, 0] == pytest.approx(640, rel=1e-5)
 
 
 def test_the_lost_search_widens_to_its_bound(start: Callable[..., Scripted]) -> None:

@@ -22,8 +22,8 @@ def made(path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     net = ViLTracker(TINY)
     net.centre_head.score.get_buffer("0.1.num_batches_tracked").fill_(seed)
-    scale = Calibration((2.0, 2.0, 2.0, 2.0), "a split")
-    weights.save(path, Weights(TINY, net.state_dict(), scale, {"seed": seed}))
+    calibration = Calibration((2.0, 2.0, 2.0, 2.0), (1.0, 1.0), 0.1, "a split")
+    weights.save(path, Weights(TINY, net.state_dict(), calibration, {"seed": seed}))
     return path
 
 

@@ -1,24 +1,18 @@
-"""Fits the scale that makes the net's variances honest, and says how honest they then are.
+"""Fits what makes the published covariance honest, and says how honest it then is.
 
-The net gives a variance for each coordinate of its box, and the tracker multiplies it by the square
-of a scale (`weights.Calibration`). Trained variances are those of the training's crops; on videos
-they are too small, which this corrects by one number a coordinate.
+The tracker runs as in production, from the first box on, and the error is that of `vil-tracker
+eval`: between the published box and the truth in every later frame with truth, lost or not. It is
+explained by what `tracking.uncertainty` knows and by seven numbers, `weights.Calibration`: those
+that make the errors likeliest, distributed as regions.py says. The boxes do not depend on them.
 
-The tracker runs as in production, from the first box on, and the error is taken where the variance
-is claimed: between the net's answer and the truth, in units of the search crop, before the Kalman
-filter. Only frames count in which the track is not lost and the answer overlaps the truth: an
-error there is the net's own. Once the tracker sits on something else, the error is as large as the
-picture, whatever the net claims, and no scale is right; the score and the state say that, not the
-covariance.
-
-The filter takes the errors of successive frames for independent. They are not: a box that is too
-wide stays too wide for a while. So the *published* covariance, the filter's, covers less than the
-net's own does, and this scale does not make up for it; both are reported.
+The distribution's heavy tails are what lets one fit serve many targets. Errors within a sequence
+are alike and those of two sequences are not, and once in a while a track sits on something else;
+with a normal distribution, a few such frames would set the spread for all others. For the same
+reason every sequence counts the same, however long it is.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
@@ -27,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 from safetensors.torch import load_file
+from scipy.optimize import minimize
 
-from vil_tracker_core import weights
+from vil_tracker_core import regions, weights
 from vil_tracker_core.data.sequence import (
     DataError,
     Sequence,
@@ -38,21 +33,18 @@ from vil_tracker_core.data.sequence import (
 )
 from vil_tracker_core.evaluation import metrics
 from vil_tracker_core.evaluation.cases import Case
-from vil_tracker_core.geometry import Box, FloatArray, iou
+from vil_tracker_core.geometry import FloatArray
 from vil_tracker_core.tracking.network import Network, open_network
-from vil_tracker_core.tracking.online import Track, TrackerConfig
+from vil_tracker_core.tracking.online import Track, TrackerConfig, step_tracks
+from vil_tracker_core.tracking.uncertainty import Uncertainty
 from vil_tracker_core.weights import Calibration, Weights
 
 LEVELS = (0.5, 0.9, 0.95)
 """Probabilities of the regions whose coverage is reported."""
-ONE_SIGMA = math.erf(1 / math.sqrt(2))
-"""0.683, the share of a normal distribution's draws that lie within one standard deviation."""
 LEAST_FRAMES = 30
-"""With fewer, the quantile of the errors is chance."""
-LEAST_OF_A_SEQUENCE = 10
-"""A sequence of fewer frames does not count."""
-
-Scale = tuple[float, float, float, float]
+"""With fewer, what is fitted is chance."""
+BOUNDS = 0.01, 100.0
+"""Of each number that is fitted."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +54,32 @@ class Followed:
     Attributes:
         name: the sequence's.
         truth, boxes: (N, 4) x, y, w, h in px; the boxes are those that the tracker published.
-        covariances: (N, 4, 4) published with them, px^2 of (cx, cy, w, h).
-        ratios: (N, 4) error of the net's answer in (cx, cy, w, h) over the standard deviation that
-            the net claims without a scale; NaN in frames that do not count.
+        uncertainty: of N frames.
     """
 
     name: str
     truth: FloatArray = field(repr=False)
     boxes: FloatArray = field(repr=False)
-    covariances: FloatArray = field(repr=False)
-    ratios: FloatArray = field(repr=False)
+    uncertainty: Uncertainty = field(repr=False)
 
     @property
-    def counted(self) -> FloatArray:
-        """(M, 4) ratios of the frames that count."""
-        return np.asarray(self.ratios[np.isfinite(self.ratios).all(axis=1)])
+    def frames(self) -> int:
+        """How many count: those after the start, with truth."""
+        return int(metrics.visible(self.truth[1:]).sum())
+
+    def squared(self, calibration: Calibration, dims: int) -> FloatArray:
+        """`metrics.squared_distances` under this calibration."""
+        covariances = self.uncertainty.covariance(calibration)
+        return metrics.squared_distances(self.boxes, covariances, self.truth, dims)
 
 
 def follow(
     network: Network, sequence: Sequence, advance: Callable[[], object] = lambda: None
 ) -> Followed:
-    """Runs a net over a sequence as `online.OnlineTracker` does, and keeps what it claims.
+    """Runs a net over a sequence as `online.OnlineTracker` does, and keeps what it knows.
 
     Args:
-        network: the net, with whatever scale it has; the ratios do not depend on it but by the
-            path that the tracker takes.
+        network: the net; its calibration changes nothing here.
         sequence: with truth; tracking starts on the first visible frame.
         advance: called after each frame.
 
@@ -94,125 +87,93 @@ def follow(
         DataError: no box to start on, or a frame that cannot be read.
     """
     case = Case(sequence)
-    first, config = case.start, TrackerConfig()
+    first = case.start
     stamps, truth = sequence.stamps[first:], sequence.boxes[first:]
+    start = sequence.load(first)
     try:
-        track = Track(network, sequence.load(first), case.start_box, float(stamps[0]), config)
-    except DataError:
-        raise
+        track = Track(network, start, case.start_box, float(stamps[0]), TrackerConfig())
     except ValueError as error:
         raise DataError(f"sequence {sequence.name} cannot be started: {error}") from None
-    boxes, covariances = [track.result.box], [track.result.covariance]
-    ratios = np.full((len(truth), 4), np.nan)
+    boxes, known = [track.result.box], [track.uncertainty()]
     for row in range(1, len(truth)):
-        frame = sequence.load(first + row)
-        look = track.look(frame, float(stamps[row]))
-        (found,), (memory,) = network.step([look.image], [look.memory], [look.motion], [look.trust])
-        result = track.learn(frame, found, memory)
-        boxes.append(result.box)
-        covariances.append(result.covariance)
-        answer = look.crop.to_frame(found.unit)
-        if not track.lost and iou(answer, truth[row]) > 0:
-            claimed = np.sqrt(found.variance) / network.scale
-            ratios[row] = (look.crop.to_unit(Box(*truth[row])) - found.unit) / claimed
+        step_tracks(network, [track], sequence.load(first + row), float(stamps[row]))
+        boxes.append(track.result.box)
+        known.append(track.uncertainty())
         advance()
-    return Followed(sequence.name, truth, np.array(boxes), np.array(covariances), ratios)
+    together = Uncertainty(*(np.stack(parts) for parts in zip(*known, strict=True)))
+    return Followed(sequence.name, truth, np.array(boxes), together)
 
 
-def fit_scale(sequences: Many[FloatArray]) -> Scale:
-    """The scale of each coordinate for a sequence that is yet to come.
-
-    In each sequence it is the one that puts 68.3 % of the errors within one sigma. That is the
-    share of a normal distribution, so a normal error gets its own standard deviation. Maximum
-    likelihood (the root mean square of the ratios) does so too, but errors have heavy tails, and
-    there a few frames with the box on half the target would set it for all others.
-
-    Errors within a sequence are alike, those of two sequences are not: a new target brings a level
-    of its own. Its variance is, in expectation, the mean of the sequences' variances, so the scale
-    is the root mean square of theirs, however many frames each has.
-
-    Args:
-        sequences: for each, (M, 4) error over the claimed standard deviation, see
-            `Followed.counted`.
+def fit(runs: Many[Followed]) -> Calibration:
+    """The calibration under which the errors of these runs are likeliest, see above.
 
     Raises:
-        DataError: too few frames, or a coordinate without an error that a scale could fit.
+        DataError: too few frames.
     """
-    enough = [ratios for ratios in sequences if len(ratios) >= LEAST_OF_A_SEQUENCE]
-    count = sum(map(len, enough))
+    runs = [run for run in runs if run.frames]
+    count = sum(run.frames for run in runs)
     if count < LEAST_FRAMES:
         raise DataError(
-            f"the scale cannot be fitted on {count} frames in which the target is followed: at "
-            f"least {LEAST_FRAMES} are needed, so give more sequences or other weights"
+            f"the covariance cannot be fitted on {count} frames with truth after the start: at "
+            f"least {LEAST_FRAMES} are needed, so give more sequences or longer ones"
         )
-    each = [np.quantile(np.abs(ratios), ONE_SIGMA, axis=0) for ratios in enough]
-    scale = [float(value) for value in np.sqrt(np.mean(np.square(each), axis=0))]
-    if not all(0 < value < math.inf for value in scale):
-        raise DataError(
-            f"the errors of (cx, cy, w, h) give the scale {scale}, which is not four positive "
-            "numbers: is the truth the tracker's own output?"
-        )
-    return scale[0], scale[1], scale[2], scale[3]
+    fitted_on = f"{count} frames of {len(runs)} sequences"
+
+    def made(logs: FloatArray) -> Calibration:
+        a, b, c, d, centre, size, drift = np.exp(logs).tolist()
+        return Calibration((a, b, c, d), (centre, size), drift, fitted_on)
+
+    def surprise(logs: FloatArray) -> float:
+        calibration = made(logs)
+        each = [
+            metrics.negative_log_likelihoods(
+                run.boxes, run.uncertainty.covariance(calibration), run.truth
+            ).mean()
+            for run in runs
+        ]
+        return float(np.mean(each))
+
+    default = Calibration()
+    start = np.log([*default.spread, *default.settling, default.drift])
+    low, high = np.log(BOUNDS)
+    best = minimize(surprise, start, method="L-BFGS-B", bounds=[(low, high)] * len(start)).x
+    return made(best)
 
 
 # --- Coverage -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Regions:
+class Coverage:
     """How often the truth lies within the regions of a covariance.
 
     Attributes:
         split: of the data, fit or check.
-        scale: with which the tracker ran, old or new.
-        claim: one of `CLAIMS`.
+        calibration: old or new.
         frames: how many.
         centre: (3,) share of frames within the `LEVELS` of the centre's ellipse (cx, cy).
         box: (3,) the same of all four coordinates.
     """
 
     split: str
-    scale: str
-    claim: str
+    calibration: str
     frames: int
     centre: FloatArray
     box: FloatArray
 
 
-CLAIMS = ("net, counted", "tracker, counted", "tracker, all")
-"""Whose covariance, and in the frames that count or in all of them. The first is what was fitted.
-The last is the rule of `vil-tracker eval`: every frame with truth
-after the start, lost or not."""
-
-
-def regions(runs: Many[Followed], scale: Scale, split: str, which: str) -> list[Regions]:
-    """The coverage of each of `CLAIMS` in runs of a tracker with this scale, frames pooled."""
-    net = np.concatenate([run.counted for run in runs]) / np.array(scale)
-    squared = {
-        CLAIMS[0]: {dims: np.asarray((net[:, :dims] ** 2).sum(axis=1)) for dims in (2, 4)},
-        CLAIMS[1]: {dims: _squared(runs, dims, counted=True) for dims in (2, 4)},
-        CLAIMS[2]: {dims: _squared(runs, dims, counted=False) for dims in (2, 4)},
-    }
-    return [
-        Regions(
-            split,
-            which,
-            claim,
-            len(distances[4]),
-            metrics.coverage(distances[2], LEVELS, dims=2),
-            metrics.coverage(distances[4], LEVELS, dims=4),
-        )
-        for claim, distances in squared.items()
-    ]
-
-
-def _squared(runs: Many[Followed], dims: int, counted: bool) -> FloatArray:
-    """`metrics.squared_distances` of the published covariances, of all runs."""
-    parts = []
-    for run in runs:
-        truth = np.where(np.isfinite(run.ratios), run.truth, np.nan) if counted else run.truth
-        parts.append(metrics.squared_distances(run.boxes, run.covariances, truth, dims))
-    return np.concatenate(parts)
+def covered(runs: Many[Followed], calibration: Calibration, split: str, which: str) -> Coverage:
+    """The coverage in runs of the tracker under a calibration, frames pooled."""
+    centre, box = (
+        np.concatenate([run.squared(calibration, dims) for run in runs]) for dims in (2, 4)
+    )
+    return Coverage(
+        split,
+        which,
+        len(box),
+        metrics.coverage(centre, LEVELS, dims=2),
+        metrics.coverage(box, LEVELS, dims=4),
+    )
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -225,12 +186,12 @@ class Calibrated:
     Attributes:
         weights: the tensors exactly as the file has them, half precision included.
         old: the calibration before.
-        regions: coverage by split, scale and claim.
+        coverage: by split and calibration.
     """
 
     weights: Weights
     old: Calibration
-    regions: list[Regions]
+    coverage: list[Coverage]
 
 
 def calibrate(
@@ -240,14 +201,14 @@ def calibrate(
     check: Path | None = None,
     threads: int = 1,
 ) -> Calibrated:
-    """Fits the scale of a weights file on sequences, and measures it there and on others.
+    """Fits the calibration of a weights file on sequences, and measures it there and on others.
 
     Args:
         source: weights file.
         root: folder of sequences in the generic layout, to fit on.
         only: names of the sequences to fit on; all by default.
-        check: folder of sequences to measure on only. May be ``root``: then those that the scale
-            was not fitted on.
+        check: folder of sequences to measure on only. May be ``root``: then those that it was not
+            fitted on.
         threads: CPU threads of the net.
 
     Raises:
@@ -257,23 +218,27 @@ def calibrate(
     loaded = weights.load(source)
     fit_on, check_on = _splits(root, only, check)
     network = open_network(loaded, threads=threads, precision="float32")
-    runs = _follow_all(network, fit_on, "fit, old scale")
-    scale = fit_scale([run.counted for run in runs])
-    fitted = _with_scale(loaded, scale, runs)
-
-    old = loaded.calibration.scale
-    found = regions(runs, old, "fit", "old")
+    splits = {"fit": _follow_all(network, fit_on, "following, to fit")}
     if check_on:
-        runs = _follow_all(network, check_on, "check, old scale")
-        found += regions(runs, old, "check", "old")
-    network = open_network(fitted, threads=threads, precision="float32")
-    runs = _follow_all(network, fit_on, "fit, new scale")
-    found += regions(runs, scale, "fit", "new")
-    if check_on:
-        runs = _follow_all(network, check_on, "check, new scale")
-        found += regions(runs, scale, "check", "new")
+        splits["check"] = _follow_all(network, check_on, "following, to check")
+    old, new = loaded.calibration, fit(splits["fit"])
+    coverage = [
+        covered(runs, calibration, split, which)
+        for split, runs in splits.items()
+        for which, calibration in (("old", old), ("new", new))
+    ]
+    made = {
+        "frames": {run.name: run.frames for run in splits["fit"]},
+        "rule": f"likeliest under a t distribution of {regions.DEGREES_OF_FREEDOM} degrees",
+    }
     # `weights.load` widens to float32: the file's own tensors go into the new one
-    return Calibrated(replace(fitted, tensors=load_file(source)), loaded.calibration, found)
+    fitted = replace(
+        loaded,
+        tensors=load_file(source),
+        calibration=new,
+        provenance={**loaded.provenance, "calibration": made},
+    )
+    return Calibrated(fitted, old, coverage)
 
 
 def _splits(
@@ -306,20 +271,3 @@ def _follow_all(network: Network, sequences: Many[Sequence], title: str) -> list
         total = sum(len(sequence) - 1 - Case(sequence).start for sequence in sequences)
         task = progress.add_task(title, total=total)
         return [follow(network, each, lambda: progress.advance(task)) for each in sequences]
-
-
-def _with_scale(loaded: Weights, scale: Scale, runs: Many[Followed]) -> Weights:
-    """The weights with a new calibration, and on what it was fitted in their provenance."""
-    frames = {run.name: len(run.counted) for run in runs}
-    total = sum(frames.values())
-    fitted_on = f"{total} frames of {len(frames)} sequences: {', '.join(frames)}"
-    made = {
-        "frames": frames,
-        "rule": f"{ONE_SIGMA:.1%} of a sequence's errors within one sigma, variances averaged",
-        "scale_before": list(loaded.calibration.scale),
-    }
-    return replace(
-        loaded,
-        calibration=Calibration(scale, fitted_on),
-        provenance={**loaded.provenance, "calibration": made},
-    )

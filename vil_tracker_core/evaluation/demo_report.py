@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from vil_tracker_core.evaluation.pictures import TRUTH_COLOUR, draw_box, draw_ellipse, embedded
 from vil_tracker_core.geometry import Box, FloatArray, Image, iou
-from vil_tracker_core.tracking.kalman import ellipse_axes
+from vil_tracker_core.regions import ellipse_axes
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2, rankdata
+from scipy.stats import rankdata
 
+from vil_tracker_core import regions
 from vil_tracker_core.geometry import FloatArray, iou, to_cxcywh
 
 SUCCESS_THRESHOLDS: FloatArray = np.linspace(0.0, 1.0, 21)
@@ -252,12 +253,12 @@ def squared_distances(
 
 
 def coverage(squared: FloatArray, probabilities: npt.ArrayLike, dims: int = 4) -> FloatArray:
-    """(P,) share of `squared_distances` within the chi-squared quantile of each probability.
+    """(P,) share of `squared_distances` within the region of each probability, see regions.py.
 
     A calibrated covariance covers what it says: the share equals the probability. NaN where
     nothing is given.
     """
-    bounds = np.asarray(chi2.ppf(np.asarray(probabilities, dtype=np.float64), df=dims))
+    bounds = regions.squared_radius(probabilities, dims)
     if not len(squared):
         return np.full(bounds.shape, np.nan)
     return _shares(squared[:, None] <= bounds)
@@ -266,14 +267,14 @@ def coverage(squared: FloatArray, probabilities: npt.ArrayLike, dims: int = 4) -
 def negative_log_likelihoods(
     boxes: npt.ArrayLike, covariances: npt.ArrayLike, truth: npt.ArrayLike
 ) -> FloatArray:
-    """(C,) -log N(truth; box, C) = (e' C^-1 e + log det C + 4 log 2 pi) / 2, in nats.
+    """(C,) -log p(truth; box, C) of the distribution of regions.py, in nats.
 
     The frames and the arguments are those of `squared_distances` with dims 4.
     """
     _, claims = _claims(boxes, covariances, truth, 4)
     log_dets = np.linalg.slogdet(claims)[1]
     squared = squared_distances(boxes, covariances, truth)
-    return np.asarray((squared + log_dets + 4 * np.log(2 * np.pi)) / 2)
+    return regions.negative_log_density(squared, log_dets, dims=4)
 
 
 def _claims(

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from vil_tracker_core.geometry import Box, FloatArray, Image
-from vil_tracker_core.tracking.kalman import ellipse_axes
+from vil_tracker_core.regions import ellipse_axes
 
 Colour = tuple[int, int, int]
 TRUTH_COLOUR: Colour = (255, 255, 255)

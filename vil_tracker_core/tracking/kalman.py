@@ -110,14 +110,3 @@ def update(state: KalmanState, measured: FloatArray, noise: FloatArray) -> Kalma
     rest = np.eye(8) - gain @ MEASURED
     updated = rest @ state.covariance @ rest.T + gain @ noise @ gain.T
     return KalmanState(state.mean + gain @ residual, _symmetric(updated))
-
-
-def ellipse_axes(covariance: FloatArray, probability: float) -> tuple[float, float, float]:
-    """(major, minor, angle) of the ellipse that holds ``probability`` of a 2-D Gaussian.
-
-    Half-axes in px, angle of the major one in radians from x towards y (down in an image).
-    """
-    variances, directions = np.linalg.eigh(covariance)
-    radius = np.sqrt(np.maximum(variances, 0.0) * chi2.ppf(probability, df=2))
-    major = directions[:, 1]
-    return float(radius[1]), float(radius[0]), float(np.arctan2(major[1], major[0]))

@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
     Attributes:
         unit: (4,) cx, cy, w, h.
-        variance: (4,) calibrated variances of the same.
+        variance: (4,) of the same.
         score: 0..1.
     """
 
@@ -74,7 +74,7 @@ class Network(ABC):
     def __init__(self, loaded: weights.Weights, window_influence: float = WINDOW_INFLUENCE) -> None:
         self.config = loaded.config
         self.window = choice_window(self.config.search_grid, window_influence)
-        self.scale = np.array(loaded.calibration.scale, dtype=np.float64)
+        self.calibration = loaded.calibration
 
     @abstractmethod
     def _start(self, templates: Tensor) -> Memory:
@@ -133,7 +133,7 @@ class Network(ABC):
                 torch.tensor([motions[row] for row in rows], dtype=torch.float32),
                 torch.tensor([trusts[row] for row in rows], dtype=torch.float32),
             )
-            variances = np.exp(log_vars.astype(np.float64)) * self.scale**2
+            variances = np.exp(log_vars.astype(np.float64))
             found = map(Found, units.astype(np.float64), variances, map(float, scores))
             results |= zip(rows, zip(found, unstack(after, len(rows)), strict=True), strict=True)
         ordered = [results[row] for row in range(len(memories))]

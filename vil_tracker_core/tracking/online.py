@@ -18,6 +18,7 @@ from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking import kalman
 from vil_tracker_core.tracking.kalman import KalmanConfig, KalmanState
 from vil_tracker_core.tracking.network import Found, Network
+from vil_tracker_core.tracking.uncertainty import Uncertainty
 
 
 class TrackState(enum.IntEnum):
@@ -69,8 +70,7 @@ class TrackResult:
     Attributes:
         box: in frame pixels; while lost, where it was last believed to be.
         score: 0..1, the net's confidence that the target is in the search region.
-        covariance: (4, 4) of (cx, cy, w, h), px^2, with the errors that last, see
-            `Track._published`.
+        covariance: (4, 4) of (cx, cy, w, h), px^2, of errors distributed as regions.py says.
         state: whether to believe it.
         stamp: of the frame, seconds.
         reason: why the state is not TRACKING; empty otherwise.
@@ -156,8 +156,8 @@ class Track:
         self._reset = ""  # why all motion was forgotten, until the target is seen again
         self._since_template = 0
         self._noise: FloatArray = np.zeros((4, 4))  # covariance of the last measurement
-        covariance = self._filter.box_covariance
-        self.result = TrackResult(box, 1.0, covariance, TrackState.TRACKING, stamp)
+        self._age = 0.0  # seconds since the first box
+        self.result = TrackResult(box, 1.0, self._published(), TrackState.TRACKING, stamp)
 
     @property
     def lost(self) -> bool:
@@ -177,6 +177,7 @@ class Track:
         dt = min(max(stamp - self._stamp, 0.0), MAX_DT)
         self._stamp = stamp
         self._unseen += dt
+        self._age += dt
         if self.lost:
             self._filter = self._held(dt)
         else:
@@ -266,15 +267,18 @@ class Track:
             left[2:] = error * stretch[2:] - 1
         return stretch, left
 
-    def _published(self) -> FloatArray:
-        """The filter's covariance and what it leaves out, as it takes the errors of successive
-        frames for independent and averages them away: on real video they hold on (neighbouring
-        frames' correlate by 0.5 to 0.9), so the box is hardly surer than one measurement, and
-        what the first frame showed of the difference between the net's idea of the target and
-        the box that was drawn lasts as long as the track."""
+    def uncertainty(self) -> Uncertainty:
+        """What is known of the box's errors. As long as the track lasts what the first frame showed
+        of the difference between the net's idea of the target and the box that was drawn, and how
+        exactly a box is drawn at all."""
         box = self._filter.box
-        lasting = self._left * np.array([box.w, box.h, box.w, box.h])
-        return self._filter.box_covariance + self._noise + np.diag(lasting**2)
+        left = self._left * np.array([box.w, box.h, box.w, box.h])
+        drawn = self.config.kalman.start_box**2 * box.w * box.h
+        filtered = self._filter.box_covariance + self._noise
+        return Uncertainty(filtered, left**2 + drawn, np.array(self._age))
+
+    def _published(self) -> FloatArray:
+        return self.uncertainty().covariance(self._network.calibration)
 
     def _implausible(self, found: Found, box: Box) -> str:
         """Why the net's answer cannot be; such a frame counts as not seeing the target, and does
@@ -384,9 +388,7 @@ class Track:
         self._crop, self._looked = None, None
         self._candidate, self._reset = None, reason
         self._unseen = self.config.patience
-        self.result = TrackResult(
-            box, 0.0, self._filter.box_covariance, TrackState.LOST, self._stamp, reason
-        )
+        self.result = TrackResult(box, 0.0, self._published(), TrackState.LOST, self._stamp, reason)
 
     def _refresh_template(self, frame: Image) -> None:
         """Renews the second template where that is due and safe; the first is never given up."""

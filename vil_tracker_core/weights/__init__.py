@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,22 +30,41 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Turns the net's variances into honest ones: var = scale^2 * exp(log_var), (cx, cy, w, h)."""
+    """What makes the published covariance honest, see `tracking.uncertainty`.
 
-    scale: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    Attributes:
+        spread: factors of the standard deviations of (cx, cy, w, h).
+        settling: seconds in which the variance of the centre and that of the size build up to
+            1 - 1/e of what the spread says.
+        drift: share of that variance which each further second adds.
+        fitted_on: what data, in words.
+    """
+
+    spread: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    settling: tuple[float, float] = (0.5, 0.5)
+    drift: float = 0.1
     fitted_on: str = "nothing"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """Raises ValueError where the scale is not four positive numbers."""
-        scale = values["scale"]
-        if (
-            not isinstance(scale, list)
-            or len(scale) != 4
-            or not all(type(s) in (int, float) and 0 < s < math.inf for s in scale)
-        ):
-            raise ValueError(f"the calibration's scale {scale!r} is not four positive numbers")
-        return cls((scale[0], scale[1], scale[2], scale[3]), str(values["fitted_on"]))
+        """Raises ValueError where a number is missing or not positive."""
+        a, b, c, d = _positive(values, "spread", 4)
+        centre, size = _positive(values, "settling", 2)
+        drift = values.get("drift")
+        if not _is_positive(drift):
+            raise ValueError(f"the calibration's drift {drift!r} is not a positive number")
+        return cls((a, b, c, d), (centre, size), drift, str(values["fitted_on"]))
+
+
+def _positive(values: dict[str, Any], name: str, count: int) -> list[float]:
+    found = values.get(name)
+    if not isinstance(found, list) or len(found) != count or not all(map(_is_positive, found)):
+        raise ValueError(f"the calibration's {name} {found!r} is not {count} positive numbers")
+    return found
+
+
+def _is_positive(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator]
 
 
 class _Unfilled(TorchFunctionMode):
