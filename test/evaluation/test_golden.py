@@ -72,7 +72,7 @@ def test_the_clips_boxes_are_those_of_the_golden_files(
 # --- A fault is noticed ---------------------------------------------------------------------------
 
 
-FAULTS = ("search factor", "Kalman noise", "channels", "half a pixel", "sigma")
+FAULTS = ("search factor", "Kalman noise", "channels", "half a pixel", "sigma", "spread")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -104,8 +104,18 @@ def test_a_fault_is_out_of_bounds(
             return box._replace(x=box.x + 0.5)
 
         monkeypatch.setattr(Crop, "to_frame", beside)
+    elif fault == "sigma":
+        step = network.step
+
+        def surer(*args):  # type: ignore[no-untyped-def]
+            found, memories = step(*args)
+            return [one._replace(variance=one.variance / 1.05**2) for one in found], memories
+
+        monkeypatch.setattr(network, "step", surer)
     else:
-        monkeypatch.setattr(network, "scale", 1.05 * network.scale)
+        a, b, c, d = network.calibration.spread
+        wider_by_one = replace(network.calibration, spread=(a, 1.01 * b, c, d))
+        monkeypatch.setattr(network, "calibration", wider_by_one)
     assert said(network, clips, kept, frames=25)
 
 

@@ -77,10 +77,11 @@ def test_scores_by_hand(results: Results) -> None:
     assert ours.fps == pytest.approx(50)
     assert (ours.ms50, ours.ms95) == pytest.approx((20, 20))
     assert ours.lost == pytest.approx((1 / 4 + 1 / 8) / 2)
-    # d^2 is 0 or 13^2 / 16 = 10.6, which lies between the 95 and the 99 % quantile
-    np.testing.assert_allclose(ours.coverage[[0, 8, 9, 10]], [4 / 12, 4 / 12, 4 / 12, 1])
-    constant = (math.log(16) * 4 + 4 * math.log(2 * math.pi)) / 2
-    assert ours.nll == pytest.approx(constant + 8 / 12 * 13**2 / 16 / 2)
+    # d^2 is 0 or 13^2 / 16 = 10.6, which lies between the radii of 90 and 95 %, 7.1 and 12.2
+    np.testing.assert_allclose(ours.coverage[[0, 8, 9, 10]], [4 / 12, 4 / 12, 1, 1])
+    # a t of 3 degrees in 4 coordinates, shape 16 / 3 each: Gamma(3.5) / Gamma(1.5) is 2.5 * 1.5
+    constant = -math.log(2.5 * 1.5) + 2 * math.log(3 * math.pi) + 2 * math.log(16 / 3)
+    assert ours.nll == pytest.approx(constant + 8 / 12 * 3.5 * math.log(1 + 13**2 / 16))
     assert ours.lt is not None
     assert ours.lt.recall == pytest.approx((1 + 1 / 3) / 2)
     assert ours.by_attribute() == {
