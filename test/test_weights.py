@@ -363,7 +363,7 @@ def test_a_calibration_that_cannot_be_is_refused(
 
 def test_an_older_calibration_is_refused() -> None:
     old = {"scale": [1.0, 1.0, 1.0, 1.0], "fitted_on": "a split"}
-    with pytest.raises(ValueError, match="calibration's spread None is not 4 positive numbers"):
+    with pytest.raises(ValueError, match="its calibration is of an older form"):
         Calibration.from_dict(old)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,17 @@ def test_box_and_ellipse_lie_where_they_should(state: TrackState) -> None:
     for x, y in [(640 + 30 * R95, 330), (640, 330 + 10 * R95)]:  # ends of the ellipse's axes
         assert drawn(out, x, y, colour)
     assert (FRAME == 100).all()  # the frame itself is left alone
+
+
+def test_the_ellipse_is_turned_as_the_covariance_is() -> None:
+    turned = np.diag([900.0, 900.0, 25.0, 25.0])
+    turned[0, 1] = turned[1, 0] = (
+        800.0  # the long axis, of variance 1700, from top left to bottom right
+    )
+    out = draw(FRAME, {"car": replace(result(), covariance=turned)}, 0.02)
+    end = R95 * np.sqrt(1700 / 2)
+    assert drawn(out, 640 + end, 330 + end, COLOURS[TrackState.TRACKING])
+    assert not drawn(out, 640 + end, 330 - end, COLOURS[TrackState.TRACKING])
 
 
 def test_a_lost_track_has_no_box() -> None:

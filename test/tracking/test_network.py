@@ -1,4 +1,4 @@
-"""The net behind numpy: channel order, batches, calibration, the window."""
+"""The net behind numpy: channel order, batches, the window."""
 
 from __future__ import annotations
 

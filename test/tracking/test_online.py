@@ -532,6 +532,17 @@ def test_only_stamps_are_time(start: Callable[..., Scripted]) -> None:
     assert [one[1:] for one in results[:half]] == [one[1:] for one in results[half:]]
 
 
+def test_age_is_counted_through_a_pause_and_from_no_stamp_that_jumps_back(
+    start: Callable[..., Scripted],
+) -> None:
+    run = start()
+    run.tell(SEEN, dt=10.0)
+    assert run.track.uncertainty().age == 10.0
+    run.tell(SEEN, dt=-5.0)
+    run.tell(SEEN, dt=0.5)
+    assert run.track.uncertainty().age == 10.5
+
+
 def test_a_long_pause_counts_as_one_second(start: Callable[..., Scripted]) -> None:
     run = start()
     for k in range(1, 6):

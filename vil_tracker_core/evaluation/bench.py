@@ -36,7 +36,7 @@ from vil_tracker_core.tracking.online import Track, TrackerConfig
 WIDTH, HEIGHT = 1280, 720
 STAGES = ("crop", "forward", "decode", "filter")
 """Cutting and converting the search crop; the network, which ends with the best cell's box;
-calibrated variances; mapping to the frame, gating, and the Kalman filter."""
+variances; mapping to the frame, gating, the Kalman filter, and the covariance that is published."""
 
 WARM_UP = 10
 INITS = 7

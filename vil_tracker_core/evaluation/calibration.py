@@ -228,7 +228,7 @@ def calibrate(
         for which, calibration in (("old", old), ("new", new))
     ]
     made = {
-        "frames": {run.name: run.frames for run in splits["fit"]},
+        "frames": {run.name: run.frames for run in splits["fit"] if run.frames},
         "rule": f"likeliest under a t distribution of {regions.DEGREES_OF_FREEDOM} degrees",
     }
     # `weights.load` widens to float32: the file's own tensors go into the new one

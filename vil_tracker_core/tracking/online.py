@@ -174,10 +174,11 @@ class Track:
         reset = self._continuity(frame, stamp)
         if reset:
             self._restart(reset, frame)
-        dt = min(max(stamp - self._stamp, 0.0), MAX_DT)
+        passed = max(stamp - self._stamp, 0.0)
+        dt = min(passed, MAX_DT)
         self._stamp = stamp
         self._unseen += dt
-        self._age += dt
+        self._age += passed
         if self.lost:
             self._filter = self._held(dt)
         else:

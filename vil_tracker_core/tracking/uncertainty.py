@@ -17,8 +17,8 @@ from vil_tracker_core.geometry import FloatArray
 from vil_tracker_core.weights import Calibration
 
 LONGEST = 15.0
-"""Seconds after which the covariance no longer widens with age: the longest sequences that it was
-fitted on."""
+"""Seconds after which the covariance no longer widens with age: about as long as the longest
+sequences that the shipped weights were fitted on."""
 
 
 class Uncertainty(NamedTuple):

@@ -48,6 +48,8 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
         """Raises ValueError where a number is missing or not positive."""
+        if "scale" in values:
+            raise ValueError("its calibration is of an older form: make the file anew")
         a, b, c, d = _positive(values, "spread", 4)
         centre, size = _positive(values, "settling", 2)
         drift = values.get("drift")
