@@ -43,7 +43,9 @@ def test_every_frame_of_a_bag_comes_back_as_a_detection(ground: Ground, slow_bag
         truth = reader.truth()
     stamps = sorted(truth)
     remap = ("-r", "image:=/camera/image/compressed")
-    arguments = ("--ros-args", "-p", "image_transport:=compressed", *remap)
+    # with a queue of one, a machine that stalls for 250 ms loses a frame, as it should
+    queue = ("-p", "image_reliability:=reliable", "-p", f"image_depth:={FRAMES}")
+    arguments = ("--ros-args", "-p", "image_transport:=compressed", *queue, *remap)
     with running(NODE, *arguments):
         ground.until(
             lambda: ground.count_subscribers("/camera/image/compressed") > 0, "the node to listen"
