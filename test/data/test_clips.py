@@ -11,6 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from vil_tracker_core.data import clips
@@ -26,6 +28,7 @@ from vil_tracker_core.data.clips import (
     images_below,
     masked_frames,
     read_boxed_stills,
+    redrawn,
 )
 from vil_tracker_core.data.sequence import DataError, Sequence
 from vil_tracker_core.data.skipped import SkippedImages
@@ -79,10 +82,21 @@ def clips_of(
     level: float = 1.0,
     templates: int = 1,
     follow: float = 0.0,
+    redrawn: float = 0.0,
 ) -> ClipDataset:
     sources, difficulty = [(1.0, Fixed(video))], Difficulty(level)
     return ClipDataset(
-        sources, NANO, frames, 40, 11, lambda _: difficulty, absent, None, templates, follow
+        sources,
+        NANO,
+        frames,
+        40,
+        11,
+        lambda _: difficulty,
+        absent,
+        None,
+        templates,
+        follow,
+        redrawn,
     )
 
 
@@ -125,6 +139,10 @@ def test_shapes_and_types() -> None:
     assert (clip["box"].shape, clip["box"].dtype) == ((4, 4), np.float32)
     assert (clip["visible"].shape, clip["visible"].dtype) == ((4,), np.bool_)
     assert (clip["motion"].shape, clip["motion"].dtype) == ((4, 3), np.float32)
+    assert (clip["first"].shape, clip["first"].dtype) == ((3, size, size), np.uint8)
+    assert (clip["drawn"].shape, clip["drawn"].dtype) == ((4,), np.float32)
+    assert (clip["last"].shape, clip["last"].dtype) == ((4,), np.float32)
+    assert (clip["tells"].shape, clip["tells"].dtype) == ((2,), np.bool_)
 
 
 def test_channels_are_rgb() -> None:
@@ -222,7 +240,7 @@ def test_a_second_template_shows_the_target_of_the_first_search_frame() -> None:
     assert np.abs(offsets).max() < 0.2, "a track's box is not exact, but it is the target's"
     assert 0.01 < np.std(offsets) < 0.06
     assert np.mean(extents) == pytest.approx(1, abs=0.1)
-    assert np.mean(nearer) > 0.9, "some looks burn the ground out"
+    assert np.mean(nearer) > 0.75, "some looks burn the ground out"
 
 
 @pytest.mark.parametrize("follow", [0.0, 1.0])
@@ -264,6 +282,82 @@ def test_hidden_frames_are_not_visible_and_the_crop_waits() -> None:
         assert clip["visible"].tolist() == [True, False, False, True]
         assert np.isnan(clip["box"][1:3]).all()
         assert np.isfinite(clip["motion"]).all()
+
+
+@pytest.mark.parametrize("follow", [0.0, 1.0])
+def test_the_first_crop_shows_the_drawn_box_in_its_middle(follow: float) -> None:
+    """As the tracker cuts it, also where the other crops are wider; the box is near the pixels of
+    the target, as a hand has drawn it, in clips that are mirrored and in those that are not."""
+    off = []
+    for clip in all_clips(clips_of(moving(), follow=follow)):
+        x0, y0, x1, y1 = found_box(clip["first"])
+        cx, cy, w, h = clip["drawn"].tolist()
+        assert (cx, cy) == pytest.approx((0.5, 0.5), abs=0.01)
+        assert NANO.search_factor**2 * w * h == pytest.approx(1, rel=0.02)
+        off.append([x0 - (cx - w / 2), y0 - (cy - h / 2), x1 - (cx + w / 2), y1 - (cy + h / 2)])
+    assert np.abs(np.median(off, axis=0)).max() < 0.01
+    assert 0.004 < np.abs(off).mean() < 0.03
+
+
+def test_most_clips_tell_the_net_of_its_error_and_of_its_boxes() -> None:
+    told = np.mean([clip["tells"] for clip in all_clips(clips_of(still(4), frames=1))], axis=0)
+    assert told == pytest.approx(clips.TELLS, abs=0.2)
+
+
+@pytest.mark.parametrize("follow", [0.0, 1.0])
+def test_most_clips_tell_where_the_target_was(follow: float) -> None:
+    """In units of the tracker's crop, also where the clip's crops are wider and where it is
+    mirrored; in the others of nowhere."""
+    told, off, zooms = 0, [], []
+    for clip in all_clips(clips_of(moving(), follow=follow)):
+        last = clip["last"].astype(np.float64)
+        if not last.any():
+            continue
+        told += 1
+        assert (last[2:] > 0).all()
+        box = clip["box"][0].astype(np.float64)
+        if follow:
+            box[:2], box[2:] = 0.5 + 2 * (box[:2] - 0.5), 2 * box[2:]
+        off.append(np.abs((last[:2] - box[:2]) / box[2:]).max())
+        zooms.append(np.log(last[2:] / box[2:]))
+    assert 0.4 < told / 40 < 0.8
+    assert np.median(off) < 0.25  # close by
+    assert 1 <= np.sum(np.array(off) > 0.7) < 10  # and at times not
+    assert 0.03 < np.median(np.abs(zooms)) < 0.2
+    assert abs(np.median(zooms)) < 0.05
+
+
+@given(seed=st.integers(0, 10**6))
+def test_redrawn_boxes_keep_their_place_on_the_target(seed: int) -> None:
+    """All are the same part of, or the same frame around, what the source's boxes hold; where the
+    target is absent it stays so."""
+    video = moving(hidden=(2,))
+    video.boxes[:, 2:] *= np.linspace(1, 2, len(video))[:, None]
+    made = redrawn(np.random.default_rng(seed), video)
+    old, new = np.delete(video.boxes, 2, axis=0), np.delete(made.boxes, 2, axis=0)
+    places = (new - old)[:, :2] / old[:, 2:]
+    shares = new[:, 2:] / old[:, 2:]
+    np.testing.assert_allclose(places, np.tile(places[0], (len(places), 1)), atol=1e-9)
+    np.testing.assert_allclose(shares, np.tile(shares[0], (len(shares), 1)), atol=1e-9)
+    for place, share in zip(places[0], shares[0], strict=True):
+        if share < 1:  # a part
+            assert place >= -1e-9
+            assert place + share <= 1 + 1e-9
+        else:
+            assert place <= 1e-9
+            assert place + share >= 1 - 1e-9
+    assert np.isnan(made.boxes[2]).all()
+
+
+def test_a_share_of_the_clips_is_redrawn() -> None:
+    """Box, template and first crop belong to the new box."""
+    sides = []
+    for redrawn_share in (0.0, 0.5):
+        dataset = clips_of(moving(), redrawn=redrawn_share)
+        videos = [dataset.sample(index)[1] for index in range(len(dataset))]
+        sides.append([tuple(video.boxes[0, 2:]) for video in videos])
+    assert set(sides[0]) == {(60.0, 44.0)}
+    assert 10 < sum(side != (60.0, 44.0) for side in sides[1]) < 30
 
 
 def test_absent_crops_do_not_show_the_target() -> None:

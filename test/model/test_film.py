@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vil_tracker_core.geometry import Crop, crop_motion
-from vil_tracker_core.model.film import Context, Film, resample
+from vil_tracker_core.geometry import Box, Crop, crop_motion, iou
+from vil_tracker_core.model.film import Context, Film, beside, box_deltas, moved, resample
 from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import ViLTracker, identity_motion
 
 GRID = 4
 Make = Callable[..., ViLTracker]
+MIDDLE = torch.tensor([0.5, 0.5, 0.25, 0.25])
+NO_DELTAS = torch.zeros(1, 4, dtype=torch.float64)
 each_kind = pytest.mark.parametrize("film", ["token", "pooled"])
 
 
@@ -36,6 +40,11 @@ def on_grid(context: Context) -> tuple[Tensor, Tensor]:
     return tokens, context.known.unflatten(1, (side, side))[..., 0]
 
 
+def nowhere(batch: int = 1) -> Tensor:
+    """No box."""
+    return torch.zeros(batch, 4, dtype=torch.float64)
+
+
 def moved_by(*motion: float, batch: int = 1) -> Tensor:
     return torch.tensor([motion], dtype=torch.float64).expand(batch, 3)
 
@@ -48,7 +57,7 @@ def moved_by(*motion: float, batch: int = 1) -> Tensor:
 def test_fresh_film_is_the_identity_to_the_bit(
     config: ModelConfig, images, film: str, scan: str
 ) -> None:
-    """Whatever the context holds, a fresh net predicts what the same backbone does without FiLM."""
+    """Whatever context, deltas and box say, a fresh net predicts what its backbone does without."""
     torch.manual_seed(0)
     model = ViLTracker(replace(config, film=film, scan=scan)).eval()
     plain = ViLTracker(replace(config, film="off", scan=scan)).eval()
@@ -59,7 +68,10 @@ def test_fresh_film_is_the_identity_to_the_bit(
     context = Context(10 * noise(2, 16, config.dim).float(), torch.ones(2, 16, 1))
     ones, still = torch.ones(2), identity_motion(2, search)
     with torch.no_grad():
-        ours = model.step(search, model.start(templates)._replace(context=context), still, ones)
+        memory = model.start(templates)._replace(
+            context=context, deltas=0.2 * torch.ones(2, 4), box=MIDDLE.expand(2, 4)
+        )
+        ours = model.step(search, memory, still, ones)
         wanted = plain.step(search, plain.start(templates), still, ones)
     for one, other in zip(ours.prediction, wanted.prediction, strict=True):
         assert one.equal(other)
@@ -69,7 +81,9 @@ def test_fresh_film_is_the_identity_to_the_bit(
 def test_no_context_is_the_identity_to_the_bit(make_tracker: Make, images, film: str) -> None:
     """The first frame of a trained net."""
     model = make_tracker(film=film)
-    pairs = model.film.pairs(Context.empty(2, 16, 16, like=images(1)))
+    pairs = model.film.pairs(
+        Context.empty(2, 16, 16, like=images(1)), NO_DELTAS.expand(2, 4), nowhere(2)
+    )
     assert len(pairs) == 2
     for gamma, beta in pairs:
         assert gamma.eq(1).all()
@@ -83,7 +97,9 @@ def test_small_random_starts_near_the_identity(config: ModelConfig, film: str) -
     for generator in made.generators:
         assert not generator[-1].bias.any()
         assert 0.5e-4 < generator[-1].weight.std() < 2e-4
-    for gamma, beta in made.pairs(context_of(noise(1, 16, 64).float())):
+    for gamma, beta in made.pairs(
+        context_of(noise(1, 16, 64).float()), NO_DELTAS.float(), nowhere().float()
+    ):
         assert 0 < (gamma - 1).abs().max() < 0.01
         assert 0 < beta.abs().max() < 0.01
 
@@ -103,7 +119,7 @@ def test_pairs_are_blended_towards_the_identity_by_reliability(
         assert len(made.generators) == 1
     else:
         raw = [generator(source) for generator in made.generators]
-    for layer, (gamma, beta) in enumerate(made.pairs(context_of(tokens))):
+    for layer, (gamma, beta) in enumerate(made.pairs(context_of(tokens), NO_DELTAS, nowhere())):
         wanted = r * (1 + raw[2 * layer]) + 1 - r
         torch.testing.assert_close(gamma, wanted, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(beta, r * raw[2 * layer + 1], rtol=1e-12, atol=1e-12)
@@ -112,10 +128,10 @@ def test_pairs_are_blended_towards_the_identity_by_reliability(
 def test_token_context_acts_on_its_own_place_only(make_tracker: Make) -> None:
     made = make_tracker(film="token").film
     tokens = noise(1, 16, 16)
-    before = made.pairs(context_of(tokens))
+    before = made.pairs(context_of(tokens), NO_DELTAS, nowhere())
     tokens[0, 5] += 1
     for (gamma, beta), (old_gamma, old_beta) in zip(
-        made.pairs(context_of(tokens)), before, strict=True
+        made.pairs(context_of(tokens), NO_DELTAS, nowhere()), before, strict=True
     ):
         for new, old in ((gamma, old_gamma), (beta, old_beta)):
             changed = (new - old).abs().amax(2)[0] > 1e-9
@@ -129,9 +145,167 @@ def test_unknown_places_do_not_count_in_the_pooled_context(make_tracker: Make) -
     other = tokens.clone()
     other[:, 6:] = 99
     for one, two in zip(
-        made.pairs(Context(tokens, known)), made.pairs(Context(other, known)), strict=True
+        made.pairs(Context(tokens, known), NO_DELTAS, nowhere()),
+        made.pairs(Context(other, known), NO_DELTAS, nowhere()),
+        strict=True,
     ):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+# -- what the first frame tells ------------------------------------------------------------------
+
+sides = st.floats(0.02, 1.0)
+boxes = st.tuples(st.floats(0, 1), st.floats(0, 1), sides, sides)
+
+
+@given(found=boxes, drawn=boxes)
+def test_deltas_take_the_answer_to_the_drawn_box(
+    found: tuple[float, ...], drawn: tuple[float, ...]
+) -> None:
+    """R-CNN's decoding undoes them; where the boxes hardly overlap there are none."""
+    a, b = (torch.tensor([box], dtype=torch.float64) for box in (found, drawn))
+    dx, dy, dw, dh = box_deltas(a, b)[0].tolist()
+    overlap = float(iou(Box.from_cxcywh(*found), Box.from_cxcywh(*drawn)))
+    if overlap > 0.2 + 1e-9:
+        cx, cy, w, h = found
+        made = cx + dx * w, cy + dy * h, w * math.exp(dw), h * math.exp(dh)
+        assert made == pytest.approx(drawn, abs=1e-9)
+    elif overlap < 0.2 - 1e-9:
+        assert (dx, dy, dw, dh) == (0, 0, 0, 0)
+
+
+def test_an_answer_that_is_no_number_has_no_deltas() -> None:
+    drawn = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    for index in range(4):
+        found = drawn.clone()
+        found[0, index] = math.nan
+        assert not box_deltas(found, drawn).any()
+
+
+@each_kind
+def test_deltas_modulate_all_tokens_alike(make_tracker: Make, film: str) -> None:
+    """By their own generator's outputs, which a usual delta reaches as 1, with a context and with
+    none."""
+    made = make_tracker(film=film).film
+    deltas = torch.tensor([[0.05, -0.1, 0.25, 0.0], [0, 0, 0, 0]]).double()
+    wanted = made.correction(4 * deltas[:1]).split(16, dim=-1)
+    for context in (Context.empty(2, 16, 16, like=noise(1)), context_of(noise(2, 16, 16))):
+        plain = made.pairs(context, NO_DELTAS.expand(2, 4), nowhere(2))
+        pairs = made.pairs(context, deltas, nowhere(2))
+        for layer, (ours, without) in enumerate(zip(pairs, plain, strict=True)):
+            for part in (0, 1):
+                change = ours[part] - without[part]
+                expected = wanted[2 * layer + part][0].expand_as(change[0])
+                torch.testing.assert_close(change[0], expected, rtol=1e-9, atol=1e-9)
+                assert change[1].eq(0).all()
+
+
+@each_kind
+def test_a_step_is_told_of_the_deltas_and_keeps_them(make_tracker: Make, images, film: str) -> None:
+    model = make_tracker(film=film)
+    search, still, ones = images(1, 3, 64, 64), moved_by(0, 0, 1), torch.ones(1).double()
+    start = model.start(images(1, 1, 3, 32, 32))
+    assert start.deltas.eq(0).all()
+    told = start._replace(deltas=torch.tensor([[0.1, 0, 0.2, -0.3]]).double())
+    plain, ours = model.step(search, start, still, ones), model.step(search, told, still, ones)
+    assert (ours.features - plain.features).abs().max() > 1e-3
+    assert ours.memory.deltas.equal(told.deltas)
+
+
+def test_without_film_there_are_no_deltas(make_tracker: Make, images) -> None:
+    model = make_tracker(film="off")
+    start = model.start(images(1, 1, 3, 32, 32))
+    assert start.deltas is None
+    step = model.step(images(1, 3, 64, 64), start, moved_by(0, 0, 1), torch.ones(1).double())
+    assert step.memory.deltas is None
+
+
+# -- the box of the frame before -----------------------------------------------------------------
+
+
+@given(
+    box=st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5), sides, sides),
+    grid=st.integers(1, 9),
+)
+def test_each_token_is_told_how_it_lies_to_the_box(
+    box: tuple[float, float, float, float], grid: int
+) -> None:
+    """By plain arithmetic on the edges of each cell."""
+    cx, cy, w, h = box
+    places, told = beside(torch.tensor([box], dtype=torch.float64), grid)
+    assert told.tolist() == [[[1.0]]]
+    for row in range(grid):
+        for column in range(grid):
+            x, y = (column + 0.5) / grid, (row + 0.5) / grid
+            edges = [x - (cx - w / 2), cx + w / 2 - x, y - (cy - h / 2), cy + h / 2 - y]
+            across = min(cx + w / 2, (column + 1) / grid) - max(cx - w / 2, column / grid)
+            down = min(cy + h / 2, (row + 1) / grid) - max(cy - h / 2, row / grid)
+            share = max(across, 0) * max(down, 0) * grid**2
+            share_found, left, top, right, bottom = places[0, row * grid + column].tolist()
+            assert share_found == pytest.approx(share, abs=1e-9)
+            wanted = [4 * min(max(edge, -1), 1) for edge in edges]
+            assert [left, right, top, bottom] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_no_box_says_nothing() -> None:
+    """Wherever the moving crops have taken it: only its size tells that there is none."""
+    none = moved(nowhere(2), torch.tensor([[0.3, -0.2, 1.5], [0, 0, 0.4]]).double())
+    places, told = beside(none, 4)
+    assert not places.any()
+    assert not told.any()
+
+
+@given(
+    old=st.tuples(st.integers(-50, 50), st.integers(-50, 50), st.integers(100, 200)),
+    new=st.tuples(st.integers(-50, 50), st.integers(-50, 50), st.integers(100, 200)),
+    box=st.tuples(*[st.floats(1, 90)] * 4),
+)
+def test_the_box_stays_where_it_was_in_the_frame(
+    old: tuple[int, int, int], new: tuple[int, int, int], box: tuple[float, float, float, float]
+) -> None:
+    before, after = (Crop(*values, size=128) for values in (old, new))
+    unit = torch.from_numpy(before.to_unit(Box(*box)))[None]
+    made = moved(unit, moved_by(*crop_motion(before, after)))
+    np.testing.assert_allclose(made[0], after.to_unit(Box(*box)), atol=1e-9)
+
+
+@each_kind
+def test_the_last_box_modulates_each_token_by_how_it_lies_to_it(
+    make_tracker: Make, film: str
+) -> None:
+    """By its own generator's outputs, beside what a context says and where there is none."""
+    made, last = make_tracker(film=film).film, MIDDLE.double() * torch.ones(2, 1)
+    places = beside(last, 4)[0]
+    source = places.mean(1, keepdim=True) if film == "pooled" else places
+    wanted = made.continuation(source).split(16, dim=-1)
+    for context in (Context.empty(2, 16, 16, like=noise(1)), context_of(noise(2, 16, 16))):
+        plain = made.pairs(context, NO_DELTAS.expand(2, 4), nowhere(2))
+        pairs = made.pairs(context, NO_DELTAS.expand(2, 4), last)
+        for layer, (ours, without) in enumerate(zip(pairs, plain, strict=True)):
+            for part in (0, 1):
+                change, expected = ours[part] - without[part], wanted[2 * layer + part]
+                torch.testing.assert_close(change, expected, rtol=1e-9, atol=1e-9)
+
+
+@each_kind
+def test_a_step_moves_the_box_with_its_crop(make_tracker: Make, images, film: str) -> None:
+    """Told where the target was, the net answers otherwise, and otherwise again for another box:
+    the same box in the old crop's units and a crop that has moved are one with the moved box."""
+    model = make_tracker(film=film)
+    search, ones = images(1, 3, 64, 64), torch.ones(1).double()
+    start = model.start(images(1, 1, 3, 32, 32))
+    still, motion = identity_motion(1, search), moved_by(0.25, -0.25, 1)
+
+    def features(box: Tensor, by: Tensor) -> Tensor:
+        return model.step(search, start._replace(box=box), by, ones).features
+
+    box = MIDDLE.double()[None]
+    there = moved(box, motion)
+    assert not torch.allclose(features(box, still), features(nowhere(), still))
+    assert not torch.allclose(features(box, still), features(there, still))
+    torch.testing.assert_close(features(box, motion), features(there, still))
+    after = model.step(search, start._replace(box=box), motion, ones).memory.box
+    torch.testing.assert_close(after, there)
 
 
 # -- fault 1: tracks leaked into each other ------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from vil_tracker_core.tracking.network import (
     TorchNetwork,
     open_network,
     stack,
+    teach,
+    told,
     unstack,
 )
 from vil_tracker_core.weights import Weights, WeightsError
@@ -119,9 +122,29 @@ def test_renewed_templates_leave_the_context(
     assert renewed.context.tokens.equal(before.context.tokens)
     assert renewed.context.known.any()
     assert len(renewed.states) == len(fresh.states) == (0 if memory == "reset" else 4)
-    anew = fresh._replace(context=before.context)
+    anew = before._replace(templates=fresh.templates, states=fresh.states)
     for one, other in zip(flatten(renewed), flatten(anew), strict=True):
         assert one.equal(other)
+
+
+@pytest.mark.parametrize("film", ["token", "off"])
+def test_a_net_is_told_of_its_error(make_weights: Make, frames: list[Image], film: str) -> None:
+    """Which renewed templates leave as it is, as they do the last box."""
+    network = TorchNetwork(make_weights(film=film))
+    templates = crops_of(frames, 32)
+    memory = network.start(templates[:1])
+    taught = teach(memory, np.array([0.5, 0.4, 0.2, 0.3]), np.array([0.52, 0.4, 0.2, 0.6]))
+    if film == "off":
+        assert taught is memory
+        return
+    torch.testing.assert_close(taught.deltas, torch.tensor([[0.1, 0.0, 0.0, math.log(2)]]))
+    assert taught._replace(deltas=memory.deltas) == memory
+    there = told(taught, np.array([0.5, 0.4, 0.2, 0.3]))
+    torch.testing.assert_close(there.box, torch.tensor([[0.5, 0.4, 0.2, 0.3]]))
+    renewed = network.renew(there, templates[:2])
+    assert renewed.deltas is there.deltas
+    assert renewed.box is there.box
+    assert not told(there, None).box.any()
 
 
 def test_no_trust_leaves_the_context(network: Network, frames: list[Image]) -> None:

@@ -207,10 +207,12 @@ def test_difficulty_without_steps_is_full(make_config: MakeConfig) -> None:
 
 
 def test_dataset_holds_the_clips_of_the_run(make_config: MakeConfig) -> None:
-    config = make_config(frames=2, steps=5, batch=4, accumulate=3, seed=9)
+    data = {"redrawn": 0.2}
+    config = make_config(frames=2, steps=5, batch=4, accumulate=3, seed=9, data=data)
     dataset = clip_dataset(config)
     assert len(dataset) == 60
-    assert (dataset.seed, dataset.frames, dataset.absent) == (9, 2, 0.08)
+    assert (dataset.seed, dataset.frames) == (9, 2)
+    assert (dataset.absent, dataset.redrawn) == (0.08, 0.2)
     np.testing.assert_allclose(dataset.shares, [0.3, 0.1, 0.15, 0.45])
     clips = [dataset[index] for index in range(12)]
     assert all(clip["search"].shape == (2, 3, 64, 64) for clip in clips)

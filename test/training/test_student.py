@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vil_tracker_core.model import presets
-from vil_tracker_core.training.batches import ShareOfProcess, TaughtClips
+from vil_tracker_core.model.film import box_deltas
+from vil_tracker_core.model.heads import decode
+from vil_tracker_core.model.tracker import Memory, ViLTracker, identity_motion
+from vil_tracker_core.training.batches import Batch, ShareOfProcess, TaughtClips
 from vil_tracker_core.training.config import TrainConfig
 from vil_tracker_core.training.optimizer import parameter_groups
 from vil_tracker_core.training.phases import Stage
-from vil_tracker_core.training.student import Student
+from vil_tracker_core.training.student import Student, believed
 
 MakeConfig = Callable[..., TrainConfig]
 BatchOf = Callable[..., dict[str, Tensor]]
@@ -103,14 +106,61 @@ def test_curriculum_weighs_the_losses(make_config: MakeConfig, batch_of: BatchOf
 
 @pytest.mark.parametrize("memory", ["reset", "carry"])
 def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf, memory: str) -> None:
-    """With FiLM on the student trains exactly what `forward_clip` computes."""
+    """With FiLM on the student trains exactly what the tracker does: it looks at the first frame,
+    is told of its error there, and in each other frame where the target was in the one before."""
     config = make_config(frames=3, memory=memory)
-    student, batch = new_student(config), batch_of(config)
-    clip = batch["template"].float(), batch["search"].float(), batch["motion"]
-    wanted = student.tracker.eval().forward_clip(*clip)
-    for (one, *_), two in zip(student._steps(batch, Stage()), wanted, strict=True):
+    student, batch = new_student(config).eval(), batch_of(config)
+    search, motion = batch["search"].float(), batch["motion"]
+    known = after_first(student.tracker, batch, batch["template"].float())
+    assert known.deltas is not None
+    assert known.deltas.any()
+    assert known.box.any()
+    for k, (one, *_) in enumerate(student._steps(batch, Stage())):
+        two = student.tracker.step(search[:, k], known, motion[:, k], torch.ones(len(search)))
         torch.testing.assert_close(one.prediction.score, two.prediction.score)
         torch.testing.assert_close(one.memory.context.tokens, two.memory.context.tokens)
+        known = two.memory._replace(box=believed(two) * batch["tells"][:, 1:])
+
+
+def after_first(net: ViLTracker, batch: Batch, templates: Tensor) -> Memory:
+    """The memory of a net that was told how the drawn boxes differ from its answers."""
+    first = batch["first"].float()
+    memory, nothing = net.start(templates), torch.zeros(len(first))
+    step = net.step(first, memory, identity_motion(len(first), first), nothing)
+    deltas = box_deltas(decode(step.prediction).unit, batch["drawn"]) * batch["tells"][:, :1]
+    return memory._replace(deltas=deltas, box=batch["last"] * batch["tells"][:, 1:])
+
+
+def test_a_target_is_believed_to_be_where_the_net_sees_one(
+    make_config: MakeConfig, batch_of: BatchOf
+) -> None:
+    """Else where it was before, as the crop has moved."""
+    config = make_config()
+    student, batch = new_student(config), batch_of(config)
+    (step, *_) = student._steps(batch, Stage())[0]
+    before = torch.tensor([0.4, 0.6, 0.3, 0.2]).expand(len(batch["last"]), 4)
+    score = torch.full_like(step.prediction.score, 0.01)
+    score[0, 1, 2] = 0.21
+    step = step._replace(
+        prediction=step.prediction._replace(score=score), memory=step.memory._replace(box=before)
+    )
+    made = believed(step)
+    torch.testing.assert_close(made[0], decode(step.prediction).unit[0])
+    torch.testing.assert_close(made[1:], before[1:])
+
+
+def test_in_some_clips_the_net_is_told_nothing(make_config: MakeConfig, batch_of: BatchOf) -> None:
+    """Else its own answers, of which it is told the error, would be of a kind never trained, and so
+    would those of a lost track."""
+    config = make_config(frames=3)
+    student, batch = new_student(config), batch_of(config)
+    for tells in (torch.tensor([True, False]), torch.tensor([False, True])):
+        batch["tells"] = tells.expand(len(batch["last"]), 2)
+        for k, (step, *_) in enumerate(student._steps(batch, Stage())):
+            assert step.memory.deltas is not None
+            assert not step.memory.deltas.requires_grad
+            assert step.memory.deltas.any() == tells[0]
+            assert step.memory.box[:, 2].any() == (tells[1] and (k > 0 or batch["last"].any()))
 
 
 @pytest.mark.parametrize("memory", ["reset", "carry"])
@@ -119,17 +169,17 @@ def test_a_second_template_serves_all_frames_but_the_first(
 ) -> None:
     """As online: the templates are renewed and a carried memory with them, the context stays."""
     config = make_config(frames=3, templates=2, memory=memory)
-    student, batch = new_student(config), batch_of(config)
+    student, batch = new_student(config).eval(), batch_of(config)
     assert batch["template"].shape[1] == 2
-    net = student.tracker.eval()
+    net = student.tracker
     search, motion = batch["search"].float(), batch["motion"]
     both = net.start(batch["template"].float())
-    known = net.start(batch["template"][:, :1].float())
+    known = after_first(net, batch, batch["template"][:, :1].float())
     for k, (step, *_) in enumerate(student._steps(batch, Stage())):
         if k == 1:
-            known = both._replace(context=known.context)
+            known = known._replace(templates=both.templates, states=both.states)
         wanted = net.step(search[:, k], known, motion[:, k], torch.ones(len(search)))
-        known = wanted.memory
+        known = wanted.memory._replace(box=believed(wanted) * batch["tells"][:, 1:])
         torch.testing.assert_close(step.prediction.score, wanted.prediction.score)
         torch.testing.assert_close(step.prediction.size, wanted.prediction.size)
 
@@ -161,11 +211,13 @@ def test_every_parameter_learns(
         name for name, p in student.named_parameters() if p.grad is None or not p.grad.any().item()
     ]
     matcher = "tracker.backbone.embedding.matcher"
-    film = (f"tracker.film.{part}" for part in ("generators", "calibrator", "projection"))
+    parts = ("generators", "calibrator", "projection", "correction", "continuation")
+    film = (f"tracker.film.{part}" for part in parts)
     held = (*film, matcher)
     assert [name for name in idle if not name.startswith(held)] == []
     assert f"{matcher}.project.weight" not in idle
-    assert "tracker.film.generators.0.2.weight" not in idle
+    for part in ("generators.0", "correction", "continuation"):
+        assert f"tracker.film.{part}.2.weight" not in idle
 
 
 def test_bfloat16_trains_every_loss(

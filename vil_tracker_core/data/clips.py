@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -34,19 +34,28 @@ class Clip(TypedDict):
     """One training sample; a batch of them is the same with a leading axis.
 
     template: (N, 3, T, T) uint8 RGB, the first of the frame before the search frames, a second of
-    the first search frame, as the tracker would take it. search: (K, 3, S, S) uint8 RGB. box:
-    (K, 4) float32 centre and size in units of the search crop's side, NaN where absent. visible:
-    (K,) bool. motion: (K, 3) float32, see `geometry.crop_motion`. follows: () bool, whether the net
-    shall see crops around its own boxes; where a share of a run's clips does, all its search crops
-    are wide: `REACH` times the tracker's side, in frame and in crop pixels, and ``box``,
-    ``visible`` and ``motion`` are of the wide crops.
+    the first search frame, as the tracker would take it. first: (3, S, S) uint8 RGB, the search
+    crop around the first template's box on its own frame, and drawn: (4,) float32, that box in
+    units of its side. search: (K, 3, S, S) uint8 RGB. box: (K, 4) float32 centre and size in units
+    of the search crop's side, NaN where absent. visible: (K,) bool. motion: (K, 3) float32, see
+    `geometry.crop_motion`. last: (4,) float32, where a tracker may believe the target to have been
+    before the first search frame, in units of its crop's side; all 0 for one that knows of nothing.
+    tells: (2,) bool, whether the net is told of its error on the first frame, and of ``last`` and
+    its own boxes after it. follows: () bool, whether the net shall see crops around its own boxes;
+    where a share of a run's clips does, all its search crops are wide: `REACH` times the tracker's
+    side, in frame and in crop pixels, and ``box``, ``visible`` and ``motion`` are of the wide
+    crops.
     """
 
     template: Image
+    first: Image
+    drawn: Float32Array
     search: Image
     box: Float32Array
     visible: npt.NDArray[np.bool_]
     motion: Float32Array
+    last: Float32Array
+    tells: npt.NDArray[np.bool_]
     follows: npt.NDArray[np.bool_]
 
 
@@ -175,6 +184,16 @@ def masked_frames(root: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
+def redrawn(rng: Rng, video: Sequence) -> Sequence:
+    """The video with boxes that all take in a part of the target's, or more than it: what is to be
+    followed is what was drawn, and not what a net would call the thing."""
+    factor = np.exp(np.clip(rng.normal(-0.1, 0.25, size=2), -0.7, 0.4))
+    shift = rng.uniform(-0.5, 0.5, size=2) * np.abs(1 - factor)
+    middle = video.boxes[:, :2] + (0.5 + shift) * video.boxes[:, 2:]
+    size = factor * video.boxes[:, 2:]
+    return replace(video, boxes=np.concatenate([middle - size / 2, size], axis=1))
+
+
 @dataclass(frozen=True)
 class Difficulty:
     """How far apart and how badly centred a clip's frames are, 0 (easy) to 1."""
@@ -215,6 +234,13 @@ REACH = 2.0
 """Side of wide search crops, in sides of the tracker's."""
 LONGEST_BLUR = 7
 """A motion blur is up to this part of the tracker's crop long."""
+KNOWN = 0.6
+"""Share of clips in whose first search frame the net is told where the target was before."""
+MISTAKEN = 0.1
+"""Share of these in which that is wrong: the track has left its target."""
+TELLS = (0.75, 0.65)
+"""Shares of clips in which the net is told of its error on the first frame, and of the last boxes:
+a tracker asks it without them too, on that first frame and while it is lost."""
 REDRAWS = 20
 """So many clips in a row may meet a broken image; more mean that something else is wrong."""
 
@@ -237,6 +263,7 @@ class ClipDataset(Dataset[Clip]):
             and the target is painted over with what lies beside it.
         skipped: keeps the broken images' names.
         templates: N, 1 or 2.
+        redrawn: share of clips whose boxes take in less or more than their source's, see `redrawn`.
         follow: share of clips that follow the net's boxes; above 0, search crops are wide, see
             `Clip`.
     """
@@ -253,6 +280,7 @@ class ClipDataset(Dataset[Clip]):
         skipped: SkippedImages | None = None,
         templates: int = 1,
         follow: float = 0.0,
+        redrawn: float = 0.0,
     ) -> None:
         if not sources:
             raise DataError("no source of training clips is configured")
@@ -262,7 +290,7 @@ class ClipDataset(Dataset[Clip]):
         self.config, self.frames, self.count = config, frames, count
         self.seed, self.difficulty, self.absent = seed, difficulty, absent
         self.skipped = skipped or SkippedImages()
-        self.templates, self.follow = templates, follow
+        self.templates, self.follow, self.redrawn = templates, follow, redrawn
         self.reach = REACH if follow > 0 else 1.0
 
     def __len__(self) -> int:
@@ -296,6 +324,8 @@ class ClipDataset(Dataset[Clip]):
                 decoy = source(rng, self.frames + 1, difficulty.max_gap)
                 if (decoy.origin, decoy.name) == (video.origin, video.name):  # the same target
                     beside, decoy = True, None
+        if rng.random() < self.redrawn:
+            video = redrawn(rng, video)
         return self.cut(rng, video, difficulty, beside, decoy), video
 
     def cut(
@@ -316,10 +346,12 @@ class ClipDataset(Dataset[Clip]):
             decoy: cut them from this video of another target, around it, from some frame on.
         """
         config = self.config
-        first = Box(*video.boxes[0])
         look = Look.random(rng)
         mirrored = bool(rng.random() < 0.5)
-        templates = [self._template(rng, look, self._jittered(rng, first, *BY_HAND), video.load(0))]
+        drawn, frame = self._jittered(rng, Box(*video.boxes[0]), *BY_HAND), video.load(0)
+        templates = [self._template(rng, look, drawn, frame)]
+        around = Crop.around(drawn, config.search_factor, config.search_size)
+        first, unit_drawn = look.apply(around.cut(frame)), around.to_unit(drawn)
 
         seen_look = Look.random(rng) if rng.random() < 0.3 else look
         searches, boxes, motions = [], [], []
@@ -358,6 +390,8 @@ class ClipDataset(Dataset[Clip]):
                     templates.append(self._template(rng, seen_look.near(rng), found, frame))
                 else:  # nothing to renew it with
                     templates.append(templates[0])
+            if index == 1:
+                before = self._believed(rng, self._narrowed(crop.to_unit(last)))
             motions.append(crop_motion(crop_before or crop, crop))
             crop_before = crop
         unit = np.array(boxes)
@@ -365,15 +399,22 @@ class ClipDataset(Dataset[Clip]):
         if mirrored:
             templates = [cv2.flip(template, 1).astype(np.uint8) for template in templates]
             searches = [cv2.flip(search, 1).astype(np.uint8) for search in searches]
+            first = cv2.flip(first, 1).astype(np.uint8)
+            unit_drawn[0] = 1 - unit_drawn[0]
             unit[:, 0] = 1 - unit[:, 0]
+            before[0] = 1 - before[0] if before[2] else 0.0
             motion[:, 0] = 1 - motion[:, 2] - motion[:, 0]
         visible = _inside(unit)
         return Clip(
             template=np.stack([_to_rgb(template) for template in templates]),
+            first=_to_rgb(first),
+            drawn=unit_drawn.astype(np.float32),
             search=np.stack([_to_rgb(search) for search in searches]),
             box=unit.astype(np.float32),
             visible=visible,
             motion=motion.astype(np.float32),
+            last=before.astype(np.float32),
+            tells=rng.random(2) < TELLS,
             follows=np.array(self.follow > 0 and rng.random() < self.follow),
         )
 
@@ -382,6 +423,23 @@ class ClipDataset(Dataset[Clip]):
         template = look.apply(crop.cut(frame))
         blur = self.config.template_size / LONGEST_BLUR
         return degrade(rng, template, blur) if rng.random() < 0.3 else template
+
+    def _narrowed(self, unit: FloatArray) -> FloatArray:
+        """A box of a clip's crop in units of the tracker's in its middle."""
+        middle = 0.5 + self.reach * (unit[:2] - 0.5)
+        return np.concatenate([middle, self.reach * unit[2:]])
+
+    @staticmethod
+    def _believed(rng: Rng, unit: FloatArray) -> FloatArray:
+        """Where the target may have been taken for a frame before it is at ``unit``: mostly close
+        by, at times far off, as tracks err."""
+        if rng.random() >= KNOWN:
+            return np.zeros(4)
+        shift, zoom = np.clip(0.1 * rng.standard_t(3, size=(2, 2)), -1, 1)
+        centre = unit[:2] + shift * unit[2:]
+        if rng.random() < MISTAKEN:
+            centre = rng.uniform(0, 1, size=2)
+        return np.concatenate([centre, unit[2:] * np.exp(zoom)])
 
     @staticmethod
     def _jittered(rng: Rng, box: Box, shift: float, zoom: float) -> Box:

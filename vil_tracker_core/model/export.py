@@ -76,15 +76,15 @@ NO_TEMPLATES = Templates(None, None, ())
 
 
 def changing(memory: Memory) -> list[Tensor]:
-    """The tensors of a memory that a step changes, the last of them in `flatten`'s order: the
-    context and, with `memory: carry`, the states."""
-    return flatten(memory._replace(templates=NO_TEMPLATES))
+    """The tensors of a memory that a step changes, the last of them in `flatten`'s order: the last
+    box, the context and, with `memory: carry`, the states."""
+    return flatten(memory._replace(templates=NO_TEMPLATES, deltas=None))
 
 
 def changed(memory: Memory, tensors: list[Tensor]) -> Memory:
     """The memory with others in the place of those `changing` ones."""
-    after = unflatten(memory._replace(templates=NO_TEMPLATES), tensors)
-    return after._replace(templates=memory.templates)
+    after = unflatten(memory._replace(templates=NO_TEMPLATES, deltas=None), tensors)
+    return after._replace(templates=memory.templates, deltas=memory.deltas)
 
 
 class _Step(nn.Module):

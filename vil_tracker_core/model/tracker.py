@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vil_tracker_core.model.backbone import Backbone, States, Templates
-from vil_tracker_core.model.film import Context, Film, resample
+from vil_tracker_core.model.film import Context, Film, moved, resample
 from vil_tracker_core.model.heads import (
     CentreHead,
     Detection,
@@ -27,11 +27,18 @@ class Memory(NamedTuple):
 
     Attributes:
         templates: the templates' side of the backbone.
+        deltas: (B, 4) of the first frame, see `film.box_deltas`; 0 until they are known, None with
+            FiLM off.
+        box: (B, 4) where the target is believed to have been in the last frame, (cx, cy, w, h) in
+            units of its search crop's side; of no size where that is not known. The net does not
+            decide that: whoever runs it puts it there.
         context: FiLM's context on the search grid.
         states: with `memory: carry`, what the even blocks begin the next frame with; else empty.
     """
 
     templates: Templates
+    deltas: Tensor | None
+    box: Tensor
     context: Context
     states: States
 
@@ -64,9 +71,12 @@ class ViLTracker(nn.Module):
     def start(self, templates: Tensor) -> Memory:
         """The memory of a track that begins with these crops (B, N, 3, T, T), RGB 0..255."""
         length, dim = self.config.search_grid**2, self.config.dim
-        context = Context.empty(templates.shape[0], length, dim, like=templates)
+        batch = templates.shape[0]
+        context = Context.empty(batch, length, dim, like=templates)
         encoded = self.backbone.encode_templates(templates)
-        return Memory(encoded, context, encoded.states if self.config.memory == "carry" else ())
+        states = encoded.states if self.config.memory == "carry" else ()
+        deltas = None if self.film is None else templates.new_zeros(batch, 4)
+        return Memory(encoded, deltas, templates.new_zeros(batch, 4), context, states)
 
     def step(
         self,
@@ -86,11 +96,12 @@ class ViLTracker(nn.Module):
                 context, and what it leaves in a carried memory. The score's peak weighs it further.
             tap: index of a block whose search tokens are wanted.
         """
-        context = memory.context
+        box, context = moved(memory.box, motion), memory.context
         modulation = []
         if self.film is not None:
+            assert memory.deltas is not None
             context = resample(context, motion)
-            modulation = self.film.pairs(context)
+            modulation = self.film.pairs(context, memory.deltas, box)
         templates = memory.templates
         features, states, tapped = self.backbone(search, templates, modulation, tap, memory.states)
         maps = self._maps(features)
@@ -100,7 +111,8 @@ class ViLTracker(nn.Module):
         if self.film is not None:
             context = self.film.renew(context, features, confidence)
         states = self._carried(templates.states, states, confidence)
-        return Step(prediction, Memory(templates, context, states), features, tapped)
+        after = Memory(templates, memory.deltas, box, context, states)
+        return Step(prediction, after, features, tapped)
 
     def _carried(self, own: States, after: States, confidence: Tensor) -> States:
         """What the next frame begins with: the templates' states and, by the frame's confidence,

@@ -20,6 +20,7 @@ from torch import Tensor
 from vil_tracker_core import weights
 from vil_tracker_core.geometry import FloatArray, Image
 from vil_tracker_core.model.export import channels_first, map_tensors
+from vil_tracker_core.model.film import box_deltas
 from vil_tracker_core.model.heads import WINDOW_INFLUENCE, choice_window, decode
 from vil_tracker_core.model.tracker import Memory
 
@@ -56,6 +57,22 @@ def unstack(memory: Memory, count: int) -> list[Memory]:
     if count == 1:
         return [memory]
     return [map_tensors(lambda tensor, at=at: tensor[at : at + 1], memory) for at in range(count)]
+
+
+def teach(memory: Memory, found: FloatArray, drawn: FloatArray) -> Memory:
+    """The memory of one track for which a box was drawn where the net had found ``found``, both
+    (4,) in units of the same crop, see `film.box_deltas`."""
+    if memory.deltas is None:
+        return memory
+    boxes = memory.deltas.new_tensor(np.stack([found, drawn]))
+    return memory._replace(deltas=box_deltas(boxes[:1], boxes[1:]))
+
+
+def told(memory: Memory, unit: FloatArray | None) -> Memory:
+    """The memory of one track whose target was at ``unit`` (4,), see `Memory.box`; None where that
+    is not known."""
+    box = np.zeros((1, 4)) if unit is None else unit[None]
+    return memory._replace(box=torch.from_numpy(box).to(memory.box))
 
 
 class Network(ABC):
@@ -101,9 +118,10 @@ class Network(ABC):
         return self._start(self._images(templates)[None])
 
     def renew(self, memory: Memory, templates: Many[Image]) -> Memory:
-        """The memory with other templates and the same temporal context; a carried memory begins
+        """The memory with other templates, all else as it was; but that a carried memory begins
         anew with them."""
-        return self.start(templates)._replace(context=memory.context)
+        fresh = self.start(templates)
+        return memory._replace(templates=fresh.templates, states=fresh.states)
 
     def step(
         self,

@@ -17,7 +17,7 @@ from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion,
 from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking import kalman
 from vil_tracker_core.tracking.kalman import KalmanConfig, KalmanState
-from vil_tracker_core.tracking.network import Found, Network
+from vil_tracker_core.tracking.network import Found, Network, teach, told
 from vil_tracker_core.tracking.uncertainty import Uncertainty
 
 
@@ -45,7 +45,6 @@ class TrackerConfig:
         template_every: frames between refreshes of the second template; 0 for never.
         template_score: score from which a frame may become the second template.
         size_anchor: share of the first box's size in the search crop's, see `Track.look`.
-        size_bias: share of the net's error of size on the first frame that is taken off later.
         kalman: noise of the motion model.
     """
 
@@ -59,7 +58,6 @@ class TrackerConfig:
     template_every: int = 10
     template_score: float = 0.5
     size_anchor: float = 0.3
-    size_bias: float = 0.5
     kalman: KalmanConfig = field(default_factory=KalmanConfig)
 
 
@@ -97,8 +95,6 @@ class Look:
 
 ANCHORED = 2.0
 """Greatest factor between the search crop's side and what the target's present size asks for."""
-BIASED = 2.0
-"""Greatest factor by which a side is corrected for the net's error on the first frame."""
 SWEPT = 1.5
 """Side of the crops that search elsewhere in the picture, as a factor."""
 STRIDE = 0.7
@@ -144,7 +140,7 @@ class Track:
         self._templates = [template]
         self._memory = network.start(self._templates)
         self._first_extent = math.sqrt(box.w * box.h)
-        self._stretch, self._left = self._first_look(frame, box)
+        self._left = self._first_look(frame, box)
         self._crop: Crop | None = None  # which the memory belongs to
         self._looked: Crop | None = None  # the last one; another one only where it was elsewhere
         self._sweep = 0  # looks of a lost track whose search crop is at its bound
@@ -177,6 +173,7 @@ class Track:
         passed = max(stamp - self._stamp, 0.0)
         dt = min(passed, MAX_DT)
         self._stamp = stamp
+        last = self._filter.box
         self._unseen += dt
         self._age += passed
         if self.lost:
@@ -198,11 +195,13 @@ class Track:
             crop = self._elsewhere(factor * SWEPT)
         else:
             crop = Crop.around(around, factor * min(growth, config.widest), model.search_size)
-        motion = crop_motion(self._crop or crop, crop)
+        remembered = self._crop or crop
+        motion = crop_motion(remembered, crop)
+        memory = told(self._memory, None if self.lost else remembered.to_unit(last))
         self._looked = crop
         if not self._far:
             self._crop = crop
-        return Look(crop, crop.cut(frame), self._memory, motion, 0.0 if self.lost else 1.0)
+        return Look(crop, crop.cut(frame), memory, motion, 0.0 if self.lost else 1.0)
 
     def _elsewhere(self, factor: float) -> Crop:
         """The next of the crops that cover the picture, from where the target was lost outwards,
@@ -224,9 +223,6 @@ class Track:
         """Takes in what the net found in the crop of the last `look`."""
         if self._looked is None:
             raise RuntimeError("learn() needs a look() before it")
-        found = found._replace(
-            unit=found.unit * self._stretch, variance=found.variance * self._stretch**2
-        )
         side = float(self._looked.side)
         box = self._looked.to_frame(found.unit)
         noise = np.diag(np.maximum(found.variance * side**2, 0.25))
@@ -244,29 +240,30 @@ class Track:
         self._refresh_template(frame)
         return self.result
 
-    def _first_look(self, frame: Image, box: Box) -> tuple[FloatArray, FloatArray]:
-        """How the net's answer differs from the box on the one frame where both are known.
+    def _first_look(self, frame: Image, box: Box) -> FloatArray:
+        """Tells the net how the box that was drawn differs from its own answer, on the one frame
+        where both are known.
 
-        What the net takes for the whole of the target may be more or less than the box that was
-        drawn (the man for his face), and its middle may be another.
+        What it takes for the whole of the target may be more or less than the box (the man for his
+        face), and its middle may be another.
 
         Returns:
-            (4,) what (cx, cy, w, h) of later answers are multiplied by, so that a share of the
-            error of size is taken off.
-            (4,) what is left of the error, in units of (w, h, w, h).
+            (4,) what is left of the error after that, in units of (w, h, w, h).
         """
         model = self._network.config
-        stretch, left = np.ones(4), np.zeros(4)
         crop = Crop.around(box, model.search_factor, model.search_size)
-        still = crop_motion(crop, crop)
-        (found,), _ = self._network.step([crop.cut(frame)], [self._memory], [still], [0.0])
-        seen = crop.to_frame(found.unit)
+        image, still = crop.cut(frame), crop_motion(crop, crop)
+
+        def answer() -> FloatArray:
+            (found,), _ = self._network.step([image], [self._memory], [still], [0.0])
+            return found.unit
+
+        self._memory = teach(self._memory, answer(), crop.to_unit(box))
+        seen = crop.to_frame(answer())
         if float(iou(seen, box)) > 0.2:  # else it sees something else altogether
-            error = np.array([seen.w / box.w, seen.h / box.h])
-            stretch[2:] = np.clip(error**-self.config.size_bias, 1 / BIASED, BIASED)
-            left[:2] = (seen.cx - box.cx) / box.w, (seen.cy - box.cy) / box.h
-            left[2:] = error * stretch[2:] - 1
-        return stretch, left
+            wider, higher = seen.w / box.w - 1, seen.h / box.h - 1
+            return np.array([(seen.cx - box.cx) / box.w, (seen.cy - box.cy) / box.h, wider, higher])
+        return np.zeros(4)
 
     def uncertainty(self) -> Uncertainty:
         """What is known of the box's errors. As long as the track lasts what the first frame showed
@@ -385,7 +382,8 @@ class Track:
         self._frame_size = _size(frame)
         self._first_extent *= math.sqrt(scale[0] * scale[1])
         self._filter = kalman.start(box, self.config.kalman)
-        self._memory = self._network.start(self._templates)
+        fresh = self._network.start(self._templates)
+        self._memory = fresh._replace(deltas=self._memory.deltas)
         self._crop, self._looked = None, None
         self._candidate, self._reset = None, reason
         self._unseen = self.config.patience

@@ -82,6 +82,9 @@ class DataConfig(_Strict):
     absent: Share = Field(
         0.08, description="of the clips, to show something else from some frame on"
     )
+    redrawn: Share = Field(
+        0.0, description="of the clips, to draw all boxes around less or more of the target"
+    )
     crossing: Share = Field(
         0.0, description="of videos and composites: another object, mostly a like one, passes"
     )

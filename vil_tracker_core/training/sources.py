@@ -136,6 +136,7 @@ def clip_dataset(config: TrainConfig, skipped: Path | None = None) -> ClipDatase
         skipped=SkippedImages(skipped),
         templates=config.templates,
         follow=config.follow,
+        redrawn=config.data.redrawn,
     )
 
 

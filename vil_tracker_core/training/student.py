@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vil_tracker_core.model.film import box_deltas
 from vil_tracker_core.model.heads import Prediction, decode
-from vil_tracker_core.model.tracker import Step, ViLTracker
+from vil_tracker_core.model.tracker import Memory, Step, ViLTracker, identity_motion
 from vil_tracker_core.training.batches import Batch
 from vil_tracker_core.training.config import TrainConfig
 from vil_tracker_core.training.curriculum import loss_weights
@@ -33,6 +34,8 @@ from vil_tracker_core.training.phases import Stage, freeze_shared_experts, freez
 from vil_tracker_core.training.teachers import KINDS
 
 Losses = dict[str, Tensor]
+SEEN = 0.2
+"""Score from which an answer of the net is taken for the target's box."""
 
 
 class Seen(NamedTuple):
@@ -120,11 +123,14 @@ class Student(nn.Module):
     def _steps(self, batch: Batch, stage: Stage) -> list[Seen]:
         """What the tracker makes of the clip's frames, one by one as online: of the first with one
         template, of the others with all there are. While FiLM is off no frame is trusted: the
-        context stays empty, and an empty one modulates nothing; nor is anything carried."""
+        context stays empty and the net is told nothing, which modulates nothing; nor is anything
+        carried."""
         config, teacher = self.config, self.config.teacher
         tap = teacher.block if teacher and teacher.feature_weight else None
         templates = batch["template"].float()
-        memory = self.tracker.start(templates[:, :1])
+        memory = self._after_first(self.tracker.start(templates[:, :1]), batch, stage)
+        tells = batch["tells"][:, 1:].float() * stage.film
+        memory = memory._replace(box=batch["last"] * tells)
         trust = templates.new_full((len(templates),), float(stage.film))
         follower: Follower | None = None
         if config.follow:
@@ -132,10 +138,11 @@ class Student(nn.Module):
         seen = []
         for k in range(batch["search"].shape[1]):
             if k == 1 and templates.shape[1] > 1:
-                memory = self.tracker.start(templates)._replace(context=memory.context)
+                fresh = self.tracker.start(templates)
+                memory = memory._replace(templates=fresh.templates, states=fresh.states)
             shown = follower.show(k) if follower else as_cut(batch, k)
             step = self.tracker.step(shown.search, memory, shown.motion, trust, tap)
-            memory = step.memory
+            memory = step.memory._replace(box=believed(step) * tells)
             if follower:
                 follower.learn(step.prediction)
             if self._normalised is not None:  # the features are of this frame's pass
@@ -144,6 +151,17 @@ class Student(nn.Module):
                 step = step._replace(memory=step.memory._replace(templates=known))
             seen.append(Seen(step, shown.unit, shown.visible))
         return seen
+
+    def _after_first(self, memory: Memory, batch: Batch, stage: Stage) -> Memory:
+        """The memory after the first frame, on which the box was drawn; of which nothing is kept
+        while FiLM is off."""
+        if not stage.film or memory.deltas is None:
+            return memory
+        first, drawn = batch["first"].float(), batch["drawn"].float()
+        still = identity_motion(len(first), first)
+        step = self.tracker.step(first, memory, still, torch.zeros_like(first[:, 0, 0, 0]))
+        deltas = box_deltas(decode(step.prediction).unit, drawn).detach()
+        return memory._replace(deltas=deltas * batch["tells"][:, :1])
 
     def _frame_losses(self, seen: Seen, batch: Batch, k: int) -> Losses:
         """The losses of frame k, and its `overlap`."""
@@ -170,6 +188,14 @@ class Student(nn.Module):
         return memory_contrastive(
             memory, step.features, target_map(unit, visible, model.search_grid)
         )
+
+
+@torch.no_grad()
+def believed(step: Step) -> Tensor:
+    """(B, 4) the box of the best cell; the last one where the net sees no target, as a tracker
+    keeps it until the target is lost."""
+    best = decode(step.prediction)
+    return torch.where((best.score > SEEN)[:, None], best.unit, step.memory.box)
 
 
 @torch.no_grad()
