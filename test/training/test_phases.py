@@ -112,4 +112,6 @@ def test_film_joins_when_its_time_has_come(make_config: MakeConfig, tmp_path: Pa
     train(make_config(steps=2, **values), tmp_path / "off")
     assert not moved(before, trained(tmp_path / "off")) & film
     train(make_config(steps=3, **values), tmp_path / "on")
-    assert film <= moved(before, trained(tmp_path / "on"))
+    still = film - moved(before, trained(tmp_path / "on"))
+    # of an untrained net's answers hardly one overlaps with its drawn box: there are no deltas
+    assert still <= {"film.correction.0.bias", "film.correction.2.bias"}

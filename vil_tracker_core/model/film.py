@@ -181,12 +181,12 @@ class Film(nn.Module):
         if self.pooled:
             made = list(made[0].chunk(2 * self.layers, dim=-1))
         reliability = self.calibrator(tokens) * known
-        # 1 + r (gamma - 1), written so that gamma = 1 gives exactly 1
         # (B, 1, 1): OpenVINO 2026.4 crashes on a factor (B, 1) right behind the generator
         corrects = deltas.abs().sum(1).gt(0).to(deltas.dtype)[:, None, None]
         correction = self.correction(deltas / USUAL_DELTA)[:, None] * corrects
         added = correction + self.continuation(places) * told
         added = added.chunk(2 * self.layers, dim=-1)
+        # 1 + r (gamma - 1), written so that gamma = 1 gives exactly 1
         changes = [reliability * one + other for one, other in zip(made, added, strict=True)]
         return [(1 + changes[2 * k], changes[2 * k + 1]) for k in range(self.layers)]
 
