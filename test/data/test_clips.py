@@ -236,11 +236,13 @@ def test_a_second_template_shows_the_target_of_the_first_search_frame() -> None:
         offsets.append([(x0 + x1) / 2 - 0.5, (y0 + y1) / 2 - 0.5])
         extents.append(math.sqrt((x1 - x0) * (y1 - y0)) * NANO.template_factor)
         before, seen, now = (np.median(crop) for crop in (first, second, clip["search"][0]))
-        nearer.append(abs(seen - now) < abs(seen - before))
+        if abs(now - before) > 6:  # some looks burn the ground out
+            nearer.append(abs(seen - now) < abs(seen - before))
     assert np.abs(offsets).max() < 0.2, "a track's box is not exact, but it is the target's"
     assert 0.01 < np.std(offsets) < 0.06
     assert np.mean(extents) == pytest.approx(1, abs=0.1)
-    assert np.mean(nearer) > 0.75, "some looks burn the ground out"
+    assert all(nearer)
+    assert len(nearer) > 20
 
 
 @pytest.mark.parametrize("follow", [0.0, 1.0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion, iou, validate_box
+from vil_tracker_core.model.film import ALIKE
 from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking import kalman
 from vil_tracker_core.tracking.kalman import KalmanConfig, KalmanState
@@ -260,7 +261,7 @@ class Track:
 
         self._memory = teach(self._memory, answer(), crop.to_unit(box))
         seen = crop.to_frame(answer())
-        if float(iou(seen, box)) > 0.2:  # else it sees something else altogether
+        if float(iou(seen, box)) > ALIKE:
             wider, higher = seen.w / box.w - 1, seen.h / box.h - 1
             return np.array([(seen.cx - box.cx) / box.w, (seen.cy - box.cy) / box.h, wider, higher])
         return np.zeros(4)
