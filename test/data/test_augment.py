@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vil_tracker_core.data.augment import Look, _motion_kernel, degrade
+from vil_tracker_core.data.augment import Look, _motion_kernel, coarsened, degrade
 from vil_tracker_core.geometry import FloatArray, Image
 
 PLAIN = Look((1.0, 1.0, 1.0), contrast=1.0, gamma=1.0, grey=False)
@@ -82,11 +82,15 @@ def test_random_looks_centre_on_the_plain_one() -> None:
     assert 0.8 < ratio[0] < 1.25
 
 
+each_sensor = pytest.mark.parametrize("coarse", [1.0, 0.43, 0.1])
+
+
+@each_sensor
 @pytest.mark.parametrize("seed", range(20))
-def test_degrade_is_a_function_of_the_seed(seed: int) -> None:
+def test_degrade_is_a_function_of_the_seed(seed: int, coarse: float) -> None:
     crop = photograph(seed)
     before = crop.copy()
-    one, two = (degrade(np.random.default_rng(seed), crop, 30) for _ in range(2))
+    one, two = (degrade(np.random.default_rng(seed), crop, 30, coarse) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(crop, before)
     assert one.shape == crop.shape
@@ -107,13 +111,32 @@ def centroid(image: Image) -> FloatArray:
     return np.array([(x * bright).sum(), (y * bright).sum()]) / bright.sum()
 
 
-def test_degrade_leaves_things_where_they_are() -> None:
+@each_sensor
+def test_degrade_leaves_things_where_they_are(coarse: float) -> None:
     crop = np.full((128, 128, 3), 20, dtype=np.uint8)
     cv2.rectangle(crop, (50, 70), (73, 89), (230, 230, 230), -1)
     home = centroid(crop)
     rng = np.random.default_rng(1)
-    worst = max(float(np.hypot(*(centroid(degrade(rng, crop, 30)) - home))) for _ in range(400))
-    assert worst < 0.6
+    off = [centroid(degrade(rng, crop, 30, coarse)) - home for _ in range(400)]
+    assert np.hypot(*np.transpose(off)).max() < 0.6 / coarse, "of a pixel of the sensor"
+
+
+@pytest.mark.parametrize("coarse", [0.05, 0.3, 0.77])
+def test_a_coarse_sensor_keeps_means_and_no_detail(coarse: float) -> None:
+    """Each of its pixels is the mean of what it covers; a grating finer than they are is gone."""
+    columns = np.arange(120)
+    fine = np.where(columns % 2, 200, 100)
+    slow = 150 + 50 * np.sin(2 * np.pi * columns / 120)
+    for line, kept in ((fine, 0.5), (slow, 0.95)):
+        crop = np.broadcast_to(line[None, :, None], (120, 120, 3)).astype(np.uint8)
+        made = coarsened(crop, coarse)
+        assert made.shape == crop.shape
+        assert made.mean() == pytest.approx(crop.mean(), abs=2)
+        if line is fine:
+            assert made.std() < kept * crop.std()
+        elif coarse > 0.1:
+            assert made.std() > kept * crop.std()
+    np.testing.assert_array_equal(coarsened(crop, 1.0), crop)
 
 
 @pytest.mark.parametrize("length", range(3, 12, 2))

@@ -96,7 +96,7 @@ def test_tap_gives_the_search_tokens_after_a_block(
 def test_modulation_follows_every_second_block_on_the_search_tokens_only(
     make_tracker: Callable[..., ViLTracker], images, scan: str
 ) -> None:
-    """film_every = 2 of 4 blocks: after blocks 1 and 3."""
+    """film_every = 2 of 4 blocks: before block 0, after blocks 1 and 3."""
     backbone = make_tracker(scan=scan).backbone
     templates, search = images(1, 1, 3, 32, 32), images(1, 3, 64, 64)
     cached = backbone.encode_templates(templates)
@@ -110,15 +110,20 @@ def test_modulation_follows_every_second_block_on_the_search_tokens_only(
             outputs[index] = result[0].flip(1) if flip else result[0]
 
         block.register_forward_hook(keep)
-    pairs = [(images(1, SEARCH, 16) / 255, images(1, SEARCH, 16) / 255) for _ in range(2)]
+    pairs = [(images(1, SEARCH, 16) / 255, images(1, SEARCH, 16) / 255) for _ in range(3)]
     features, _, _ = backbone(search, cached, pairs)
     before = TEMPLATE if scan == "joint" else 0
     gamma, beta = pairs[0]
+    embedded = backbone.embedding.search(search, cached.matched)
+    assert inputs[0][:, before:].equal(embedded * gamma + beta)
+    if scan == "joint":
+        assert inputs[0][:, :before].equal(cached.tokens)
+    gamma, beta = pairs[1]
     assert inputs[1].equal(outputs[0])
     assert inputs[2][:, :before].equal(outputs[1][:, :before])
     assert inputs[2][:, before:].equal(outputs[1][:, before:] * gamma + beta)
     assert inputs[3].equal(outputs[2])
-    gamma, beta = pairs[1]
+    gamma, beta = pairs[2]
     assert features.equal(backbone.norm(outputs[3][:, before:] * gamma + beta))
 
 

@@ -63,7 +63,7 @@ def test_the_heads_by_hand() -> None:
 def test_film_by_hand() -> None:
     calibrator, projection = 16 * 4 + 4, 16 * 16
     token = cost(BY_HAND)
-    correction, continuation = 4 * 4 + 4 * 32, 5 * 4 + 4 * 32
+    correction, continuation = 4 * 4 + 4 * 64, 5 * 4 + 4 * 64
     each = 2 * (16 * 4 + 4 * 16) + calibrator + projection + continuation
     assert token.frame.film == 16 * each + correction
     pooled = cost(replace(BY_HAND, film="pooled"))
@@ -122,7 +122,7 @@ def test_the_reference_by_formula(reference: Cost) -> None:
     most = least + tokens * 24 * (gates + scores + state + maps)
     assert least < reference.frame.blocks < 1.02 * most
     assert reference.frame.stem == 256 * PIXELS * dim
-    continuation, correction = (96 * (given + 8 * dim) for given in (5, 4))
+    continuation, correction = (96 * (given + 10 * dim) for given in (5, 4))
     each = 8 * (2 * dim * 96) + dim * 96 + 96 + dim * dim + continuation
     assert reference.frame.film == 256 * each + correction
 

@@ -84,7 +84,7 @@ def test_no_context_is_the_identity_to_the_bit(make_tracker: Make, images, film:
     pairs = model.film.pairs(
         Context.empty(2, 16, 16, like=images(1)), NO_DELTAS.expand(2, 4), nowhere(2)
     )
-    assert len(pairs) == 2
+    assert len(pairs) == 3
     for gamma, beta in pairs:
         assert gamma.eq(1).all()
         assert beta.eq(0).all()
@@ -97,9 +97,10 @@ def test_small_random_starts_near_the_identity(config: ModelConfig, film: str) -
     for generator in made.generators:
         assert not generator[-1].bias.any()
         assert 0.5e-4 < generator[-1].weight.std() < 2e-4
-    for gamma, beta in made.pairs(
+    _, *between = made.pairs(
         context_of(noise(1, 16, 64).float()), NO_DELTAS.float(), nowhere().float()
-    ):
+    )
+    for gamma, beta in between:
         assert 0 < (gamma - 1).abs().max() < 0.01
         assert 0 < beta.abs().max() < 0.01
 
@@ -119,7 +120,10 @@ def test_pairs_are_blended_towards_the_identity_by_reliability(
         assert len(made.generators) == 1
     else:
         raw = [generator(source) for generator in made.generators]
-    for layer, (gamma, beta) in enumerate(made.pairs(context_of(tokens), NO_DELTAS, nowhere())):
+    entrance, *between = made.pairs(context_of(tokens), NO_DELTAS, nowhere())
+    assert entrance[0].eq(1).all(), "of what frames looked like the entrance knows nothing"
+    assert entrance[1].eq(0).all()
+    for layer, (gamma, beta) in enumerate(between):
         wanted = r * (1 + raw[2 * layer]) + 1 - r
         torch.testing.assert_close(gamma, wanted, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(beta, r * raw[2 * layer + 1], rtol=1e-12, atol=1e-12)
@@ -128,11 +132,10 @@ def test_pairs_are_blended_towards_the_identity_by_reliability(
 def test_token_context_acts_on_its_own_place_only(make_tracker: Make) -> None:
     made = make_tracker(film="token").film
     tokens = noise(1, 16, 16)
-    before = made.pairs(context_of(tokens), NO_DELTAS, nowhere())
+    _, *before = made.pairs(context_of(tokens), NO_DELTAS, nowhere())
     tokens[0, 5] += 1
-    for (gamma, beta), (old_gamma, old_beta) in zip(
-        made.pairs(context_of(tokens), NO_DELTAS, nowhere()), before, strict=True
-    ):
+    _, *after = made.pairs(context_of(tokens), NO_DELTAS, nowhere())
+    for (gamma, beta), (old_gamma, old_beta) in zip(after, before, strict=True):
         for new, old in ((gamma, old_gamma), (beta, old_beta)):
             changed = (new - old).abs().amax(2)[0] > 1e-9
             assert changed.nonzero().flatten().tolist() == [5]

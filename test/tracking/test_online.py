@@ -13,6 +13,7 @@ import pytest
 
 from vil_tracker_core.geometry import Box, Crop, Image, iou
 from vil_tracker_core.model.tracker import Memory
+from vil_tracker_core.tracking.kalman import KalmanConfig
 from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
 from vil_tracker_core.tracking.online import (
     Look,
@@ -108,6 +109,26 @@ def test_a_seen_target_is_followed(start: Callable[..., Scripted]) -> None:
         assert_covariance(result.covariance)
     assert float(iou(result.box, box)) > 0.9
     assert run.track._filter.mean[4] == pytest.approx(80, abs=5)
+
+
+def test_the_box_does_not_lag_behind_a_quick_target(start: Callable[..., Scripted]) -> None:
+    """Nearly its own extent a frame, seen by a net that is not sure to a fifth of it: a filter that
+    took all of that for noise would trust its own idea of a target that stands still."""
+    overlaps: dict[float, list[float]] = {}
+    for independent in (0.05, 1.0):
+        run = start(kalman=KalmanConfig(independent=independent))
+        overlaps[independent] = []
+        for k in range(1, 9):
+            box = Box.from_cxcywh(320 + 30 * k, 215, 40, 30)
+            result = run.tell(SEEN, box, dt=1 / 32, deviation=0.05)
+            overlaps[independent].append(float(iou(result.box, box)))
+            assert result.state is TRACKING
+            side = run.looks[-1].crop.side
+            seen = run.track.uncertainty().filtered
+            assert (np.diag(seen) > (0.05 * side) ** 2).all(), "published is all of it"
+    assert min(overlaps[0.05]) > 0.8
+    assert min(overlaps[1.0]) < 0.5
+    assert TrackerConfig().kalman.independent == 0.05
 
 
 def test_the_search_crop_is_four_times_the_predicted_box(start: Callable[..., Scripted]) -> None:

@@ -205,7 +205,7 @@ def test_student_follows_itself(make_config: MakeConfig, batch_of: BatchOf) -> N
     moved = False
     for k, seen in enumerate(student._steps(batch, Stage())):
         shown = follower.show(k)
-        step = net.step(shown.search, memory, shown.motion, torch.ones(config.batch))
+        step = net.step(shown.search, memory, shown.motion, batch["tells"][:, 2].float())
         memory = step.memory
         follower.learn(step.prediction)
         torch.testing.assert_close(seen.step.prediction.score, step.prediction.score)

@@ -57,15 +57,15 @@ def test_overlap_is_that_of_the_average(make_config: MakeConfig) -> None:
         clip = tensors(clips[index])
         templates, searches = clip["template"][None].float(), clip["search"][None]
         with torch.no_grad():
-            known, one = net.start(templates), torch.ones(1)
+            known, zero = net.start(templates), torch.zeros(1)
             still = identity_motion(1, templates)
-            first = net.step(clip["first"][None].float(), known, still, 0 * one).prediction
+            first = net.step(clip["first"][None].float(), known, still, zero).prediction
             deltas = box_deltas(decode(first).unit, clip["drawn"][None])
             tells = clip["tells"].float()
             known = known._replace(deltas=deltas * tells[0], box=clip["last"][None] * tells[1])
             boxes = []
             for k in range(searches.shape[1]):
-                step = net.step(searches[:, k], known, clip["motion"][None, k], one)
+                step = net.step(searches[:, k], known, clip["motion"][None, k], tells[2:])
                 known = step.memory._replace(box=believed(step) * tells[1])
                 boxes.append(decode(step.prediction).unit)
         overlaps += iou(torch.cat(boxes), clip["box"])[clip["visible"]].tolist()

@@ -110,16 +110,29 @@ def test_steps_are_those_of_a_clip(make_config: MakeConfig, batch_of: BatchOf, m
     is told of its error there, and in each other frame where the target was in the one before."""
     config = make_config(frames=3, memory=memory)
     student, batch = new_student(config).eval(), batch_of(config)
-    search, motion = batch["search"].float(), batch["motion"]
+    tells_apart(student, batch)
+    search, motion, keeps = batch["search"].float(), batch["motion"], batch["tells"][:, 2].float()
     known = after_first(student.tracker, batch, batch["template"].float())
     assert known.deltas is not None
     assert known.deltas.any()
     assert known.box.any()
     for k, (one, *_) in enumerate(student._steps(batch, Stage())):
-        two = student.tracker.step(search[:, k], known, motion[:, k], torch.ones(len(search)))
+        two = student.tracker.step(search[:, k], known, motion[:, k], keeps)
         torch.testing.assert_close(one.prediction.score, two.prediction.score)
         torch.testing.assert_close(one.memory.context.tokens, two.memory.context.tokens)
-        known = two.memory._replace(box=believed(two) * batch["tells"][:, 1:])
+        known = two.memory._replace(box=believed(two) * batch["tells"][:, 1:2])
+
+
+def tells_apart(student: Student, batch: Batch) -> None:
+    """The first boxes are drawn nearly as the net sees them, so that there are deltas; each of the
+    four clips leaves something out, and one nothing."""
+    first = batch["first"].float()
+    memory = student.tracker.start(batch["template"][:, :1].float())
+    with torch.no_grad():
+        still = identity_motion(len(first), first)
+        step = student.tracker.step(first, memory, still, torch.zeros(len(first)))
+    batch["drawn"] = decode(step.prediction).unit * torch.tensor([1, 1, 1.2, 0.9])
+    batch["tells"] = torch.cat([~torch.eye(3, dtype=torch.bool), torch.ones(1, 3).bool()])
 
 
 def after_first(net: ViLTracker, batch: Batch, templates: Tensor) -> Memory:
@@ -128,7 +141,7 @@ def after_first(net: ViLTracker, batch: Batch, templates: Tensor) -> Memory:
     memory, nothing = net.start(templates), torch.zeros(len(first))
     step = net.step(first, memory, identity_motion(len(first), first), nothing)
     deltas = box_deltas(decode(step.prediction).unit, batch["drawn"]) * batch["tells"][:, :1]
-    return memory._replace(deltas=deltas, box=batch["last"] * batch["tells"][:, 1:])
+    return memory._replace(deltas=deltas, box=batch["last"] * batch["tells"][:, 1:2])
 
 
 def test_a_target_is_believed_to_be_where_the_net_sees_one(
@@ -152,15 +165,20 @@ def test_a_target_is_believed_to_be_where_the_net_sees_one(
 def test_in_some_clips_the_net_is_told_nothing(make_config: MakeConfig, batch_of: BatchOf) -> None:
     """Else its own answers, of which it is told the error, would be of a kind never trained, and so
     would those of a lost track."""
-    config = make_config(frames=3)
-    student, batch = new_student(config), batch_of(config)
-    for tells in (torch.tensor([True, False]), torch.tensor([False, True])):
-        batch["tells"] = tells.expand(len(batch["last"]), 2)
+    config = make_config(frames=3, memory="carry")
+    student, batch = new_student(config).eval(), batch_of(config)
+    tells_apart(student, batch)
+    for tells in torch.eye(3, dtype=torch.bool):
+        batch["tells"] = tells.expand(len(batch["last"]), 3)
         for k, (step, *_) in enumerate(student._steps(batch, Stage())):
             assert step.memory.deltas is not None
             assert not step.memory.deltas.requires_grad
             assert step.memory.deltas.any() == tells[0]
             assert step.memory.box[:, 2].any() == (tells[1] and (k > 0 or batch["last"].any()))
+            assert step.memory.context.known.any() == tells[2]
+            for own, carried in zip(step.memory.templates.states, step.memory.states, strict=True):
+                if own is not None and carried is not None:
+                    assert own.memory.C.equal(carried.memory.C) != tells[2]
 
 
 @pytest.mark.parametrize("memory", ["reset", "carry"])
@@ -178,8 +196,9 @@ def test_a_second_template_serves_all_frames_but_the_first(
     for k, (step, *_) in enumerate(student._steps(batch, Stage())):
         if k == 1:
             known = known._replace(templates=both.templates, states=both.states)
-        wanted = net.step(search[:, k], known, motion[:, k], torch.ones(len(search)))
-        known = wanted.memory._replace(box=believed(wanted) * batch["tells"][:, 1:])
+        keeps = batch["tells"][:, 2].float()
+        wanted = net.step(search[:, k], known, motion[:, k], keeps)
+        known = wanted.memory._replace(box=believed(wanted) * batch["tells"][:, 1:2])
         torch.testing.assert_close(step.prediction.score, wanted.prediction.score)
         torch.testing.assert_close(step.prediction.size, wanted.prediction.size)
 
@@ -205,8 +224,9 @@ def test_every_parameter_learns(
 ) -> None:
     """But for those that FiLM's identity start and the matcher's hold back for a step."""
     config = everything(make_config, fear_folder, adaptive_losses=True)
-    student = new_student(config)
-    student(batch_of(config))["total"].backward()
+    student, batch = new_student(config), batch_of(config)
+    tells_apart(student.eval(), batch)
+    student.train()(batch)["total"].backward()
     idle = [
         name for name, p in student.named_parameters() if p.grad is None or not p.grad.any().item()
     ]

@@ -61,9 +61,16 @@ def _motion_kernel(length: int, angle: float) -> np.ndarray[tuple[int, int], np.
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
-def degrade(rng: Rng, crop: Image, longest: float) -> Image:
-    """Some of: defocus, motion blur of up to ``longest`` px, a coarser sensor, noise, JPEG; often
-    nothing at all."""
+def degrade(rng: Rng, crop: Image, longest: float, coarse: float = 1.0) -> Image:
+    """Some of: defocus, motion blur, noise, JPEG; often nothing at all. All but the blur happens
+    to the pixels of the sensor, however far they are enlarged.
+
+    Args:
+        rng: draws which, and how much.
+        crop: a square.
+        longest: of a motion blur, px of the crop.
+        coarse: side of the crop in pixels of the sensor over its side in pixels, at most 1.
+    """
     out = crop
     blur = rng.random()
     if blur < 0.12:
@@ -72,11 +79,7 @@ def degrade(rng: Rng, crop: Image, longest: float) -> Image:
         reach = math.exp(rng.uniform(0, math.log(longest / 2)))
         kernel = _motion_kernel(2 * round(reach) + 1, rng.uniform(0, math.pi))
         out = cv2.filter2D(out, -1, kernel).astype(np.uint8)
-    elif blur < 0.36:
-        side, factor = out.shape[0], rng.uniform(0.3, 0.7)
-        coarse = round(factor * side)  # given as a size: a factor's rounding would shift things
-        small = cv2.resize(out, (coarse, coarse), interpolation=cv2.INTER_AREA)
-        out = cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+    out = _sampled(out, coarse)
     if rng.random() < 0.2:
         deviation = np.float32(rng.uniform(2, 10))
         noise = deviation * rng.standard_normal(out.shape, dtype=np.float32)
@@ -85,4 +88,22 @@ def degrade(rng: Rng, crop: Image, longest: float) -> Image:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 70))]
         coded = cv2.imencode(".jpg", out, quality)[1]
         out = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)
-    return out
+    return _enlarged(out, len(crop))
+
+
+def coarsened(crop: Image, coarse: float) -> Image:
+    """What `degrade` does to every crop: that of a coarser sensor."""
+    return _enlarged(_sampled(crop, coarse), len(crop))
+
+
+def _sampled(crop: Image, coarse: float) -> Image:
+    side = round(coarse * len(crop))  # given as a size: a factor's rounding would shift things
+    return crop if side == len(crop) else _to_side(crop, side, cv2.INTER_AREA)
+
+
+def _enlarged(crop: Image, side: int) -> Image:
+    return crop if side == len(crop) else _to_side(crop, side, cv2.INTER_LINEAR)
+
+
+def _to_side(crop: Image, side: int, interpolation: int) -> Image:
+    return cv2.resize(crop, (side, side), interpolation=interpolation).astype(np.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from vil_tracker_core.data.augment import Look, degrade
+from vil_tracker_core.data.augment import Look, coarsened, degrade
 from vil_tracker_core.data.sequence import (
     IMAGE_SUFFIXES,
     DataError,
@@ -40,8 +40,9 @@ class Clip(TypedDict):
     of the search crop's side, NaN where absent. visible: (K,) bool. motion: (K, 3) float32, see
     `geometry.crop_motion`. last: (4,) float32, where a tracker may believe the target to have been
     before the first search frame, in units of its crop's side; all 0 for one that knows of nothing.
-    tells: (2,) bool, whether the net is told of its error on the first frame, and of ``last`` and
-    its own boxes after it. follows: () bool, whether the net shall see crops around its own boxes;
+    tells: (3,) bool, whether the net is told of its error on the first frame; of ``last`` and
+    its own boxes after it; and whether it keeps what it has seen of a frame for the next one.
+    follows: () bool, whether the net shall see crops around its own boxes;
     where a share of a run's clips does, all its search crops are wide: `REACH` times the tracker's
     side, in frame and in crop pixels, and ``box``, ``visible`` and ``motion`` are of the wide
     crops.
@@ -227,6 +228,16 @@ def _inside(unit: FloatArray) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isfinite(unit).all(axis=-1) & middle.all(axis=-1))
 
 
+def coarseness(crop: Crop, density: float) -> float:
+    """A crop's side in pixels of the sensor over its own pixels, at most 1.
+
+    Args:
+        crop: of a frame.
+        density: pixels of the sensor for each of the frame.
+    """
+    return min(1.0, density / crop.scale)
+
+
 BY_HAND, BY_NET = (0.03, 0.05), (0.05, 0.1)
 """Standard deviations of a box's centre, in its sides, and of the log of its sides: as a hurried
 hand draws it, and as a track has it."""
@@ -238,9 +249,13 @@ KNOWN = 0.6
 """Share of clips in whose first search frame the net is told where the target was before."""
 MISTAKEN = 0.1
 """Share of these in which that is wrong: the track has left its target."""
-TELLS = (0.75, 0.65)
-"""Shares of clips in which the net is told of its error on the first frame, and of the last boxes:
-a tracker asks it without them too, on that first frame and while it is lost."""
+TELLS = (0.75, 0.65, 0.75)
+"""Shares of clips in which the net is told of its error on the first frame, is told of the last
+boxes, and keeps what it has seen: a tracker asks it without them too, on that first frame and while
+it is lost."""
+COARSE, FEWEST, MOST = 0.35, 10, 40
+"""Share of clips of a coarse camera, and the pixels of such a one that a target has along its
+extent: small targets in old videos."""
 REDRAWS = 20
 """So many clips in a row may meet a broken image; more mean that something else is wrong."""
 
@@ -349,9 +364,14 @@ class ClipDataset(Dataset[Clip]):
         look = Look.random(rng)
         mirrored = bool(rng.random() < 0.5)
         drawn, frame = self._jittered(rng, Box(*video.boxes[0]), *BY_HAND), video.load(0)
-        templates = [self._template(rng, look, drawn, frame)]
+        density = math.inf
+        if rng.random() < COARSE:
+            pixels = math.exp(rng.uniform(math.log(FEWEST), math.log(MOST)))
+            density = pixels / math.sqrt(drawn.w * drawn.h)
+        templates = [self._template(rng, look, drawn, frame, density)]
         around = Crop.around(drawn, config.search_factor, config.search_size)
-        first, unit_drawn = look.apply(around.cut(frame)), around.to_unit(drawn)
+        first, unit_drawn = around.cut(frame), around.to_unit(drawn)
+        first = coarsened(look.apply(first), coarseness(around, density))
 
         seen_look = Look.random(rng) if rng.random() < 0.3 else look
         searches, boxes, motions = [], [], []
@@ -382,12 +402,14 @@ class ClipDataset(Dataset[Clip]):
             size = round(self.reach * config.search_size)
             crop = Crop.centred(float(centre[0]), float(centre[1]), self.reach * side, size)
             image = seen_look.near(rng).apply(crop.cut(frame))
-            searches.append(degrade(rng, image, config.search_size / LONGEST_BLUR))
+            blur = config.search_size / LONGEST_BLUR
+            searches.append(degrade(rng, image, blur, coarseness(crop, density)))
             boxes.append(crop.to_unit(box) if shown is video else np.full(4, np.nan))
             if len(templates) < self.templates:
                 if _inside(0.5 + self.reach * (boxes[-1] - 0.5)):  # in the tracker's own crop
                     found = self._jittered(rng, box, *BY_NET)
-                    templates.append(self._template(rng, seen_look.near(rng), found, frame))
+                    near = seen_look.near(rng)
+                    templates.append(self._template(rng, near, found, frame, density))
                 else:  # nothing to renew it with
                     templates.append(templates[0])
             if index == 1:
@@ -414,15 +436,16 @@ class ClipDataset(Dataset[Clip]):
             visible=visible,
             motion=motion.astype(np.float32),
             last=before.astype(np.float32),
-            tells=rng.random(2) < TELLS,
+            tells=rng.random(3) < TELLS,
             follows=np.array(self.follow > 0 and rng.random() < self.follow),
         )
 
-    def _template(self, rng: Rng, look: Look, box: Box, frame: Image) -> Image:
+    def _template(self, rng: Rng, look: Look, box: Box, frame: Image, density: float) -> Image:
         crop = Crop.around(box, self.config.template_factor, self.config.template_size)
-        template = look.apply(crop.cut(frame))
-        blur = self.config.template_size / LONGEST_BLUR
-        return degrade(rng, template, blur) if rng.random() < 0.3 else template
+        template, coarse = look.apply(crop.cut(frame)), coarseness(crop, density)
+        if rng.random() >= 0.3:
+            return coarsened(template, coarse)
+        return degrade(rng, template, self.config.template_size / LONGEST_BLUR, coarse)
 
     def _narrowed(self, unit: FloatArray) -> FloatArray:
         """A box of a clip's crop in units of the tracker's in its middle."""

@@ -118,7 +118,7 @@ class Embedding(nn.Module):
 
 
 Modulation = list[tuple[Tensor, Tensor]]
-"""(gamma, beta) of each modulated layer, for one region's tokens."""
+"""(gamma, beta) of the entrance and of each modulated layer, for one region's tokens."""
 
 
 class Backbone(nn.Module):
@@ -150,11 +150,11 @@ class Backbone(nn.Module):
         return Templates(None, self.norm(x), tuple(states), matched)
 
     def _modulate(self, x: Tensor, index: int, modulation: Modulation) -> Tensor:
-        """Applies the pair that follows block ``index``, if one does."""
+        """Applies the pair that follows block ``index``, if one does; -1 is the entrance."""
         layer, rest = divmod(index + 1, self.config.film_every)
-        if rest or not 1 <= layer <= len(modulation):
+        if rest or layer >= len(modulation):
             return x
-        gamma, beta = modulation[layer - 1]
+        gamma, beta = modulation[layer]
         return x * gamma + beta
 
     def forward(
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
             normalised search features (B, G * G, dim); the even blocks' states after the crop in
             the regional scan; the tapped tokens.
         """
-        x = self.embedding.search(search, templates.matched)
+        x = self._modulate(self.embedding.search(search, templates.matched), -1, modulation)
         tapped: Tensor | None = None
         states = states or templates.states
         ends = list(states)

@@ -143,7 +143,8 @@ class Film(nn.Module):
     gamma' = r gamma + 1 - r and beta' = r beta. `token`: every token's context makes its own pair,
     by two small MLPs a layer. `pooled`: one vector, one MLP for the pairs of all layers. To these
     one MLP adds what the deltas ask for, for all tokens alike, and one what the last box does, for
-    each token (pooled: for their mean); nothing where there are none.
+    each token (pooled: for their mean); nothing where there are none. These two modulate what
+    enters the first block as well, so that what every block remembers is of marked tokens.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -159,11 +160,13 @@ class Film(nn.Module):
             nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1), nn.Sigmoid()
         )
         self.projection = nn.Linear(dim, dim)
-        self.correction = _generator(4, hidden, 2 * layers * dim, config.film_init)
-        self.continuation = _generator(BESIDE, hidden, 2 * layers * dim, config.film_init)
+        told = 2 * (1 + layers) * dim
+        self.correction = _generator(4, hidden, told, config.film_init)
+        self.continuation = _generator(BESIDE, hidden, told, config.film_init)
 
     def pairs(self, context: Context, deltas: Tensor, last: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(gamma', beta') of each modulated layer, (B, S, dim) or, pooled, (B, 1, dim).
+        """(gamma', beta') of the entrance and of each modulated layer, (B, S, dim) or, pooled,
+        (B, 1, dim).
 
         Args:
             context: resampled into this frame's crop.
@@ -185,10 +188,11 @@ class Film(nn.Module):
         corrects = deltas.abs().sum(1).gt(0).to(deltas.dtype)[:, None, None]
         correction = self.correction(deltas / USUAL_DELTA)[:, None] * corrects
         added = correction + self.continuation(places) * told
-        added = added.chunk(2 * self.layers, dim=-1)
+        gamma, beta, *added = added.chunk(2 * (1 + self.layers), dim=-1)
         # 1 + r (gamma - 1), written so that gamma = 1 gives exactly 1
-        changes = [reliability * one + other for one, other in zip(made, added, strict=True)]
-        return [(1 + changes[2 * k], changes[2 * k + 1]) for k in range(self.layers)]
+        between = [reliability * one + other for one, other in zip(made, added, strict=True)]
+        changes = [gamma, beta, *between]
+        return [(1 + changes[2 * k], changes[2 * k + 1]) for k in range(1 + self.layers)]
 
     def renew(self, context: Context, features: Tensor, confidence: Tensor) -> Context:
         """The context after a frame.

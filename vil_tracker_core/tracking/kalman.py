@@ -35,12 +35,16 @@ class KalmanConfig:
         growth: the same of the size's.
         start_speed: standard deviation of the unknown speed at the start, extents / s.
         start_box: standard deviation of the first box's coordinates, extents.
+        independent: share of a measurement's variance that is another one in each frame. The rest
+            it has in common with its neighbours, so no averaging lessens it, and a filter that
+            tries lags behind a quick target.
     """
 
     acceleration: float = 6.0
     growth: float = 1.5
     start_speed: float = 2.0
     start_box: float = 0.03
+    independent: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ SWEPT = 1.5
 """Side of the crops that search elsewhere in the picture, as a factor."""
 STRIDE = 0.7
 """Greatest distance between the middles of two of them, as a share of their side."""
+LEAST_VARIANCE = 0.25
+"""px^2: nothing is measured better than by half a pixel."""
 MAX_DT = 1.0
 """Seconds; a longer pause between frames is treated as this long."""
 
@@ -226,7 +228,7 @@ class Track:
             raise RuntimeError("learn() needs a look() before it")
         side = float(self._looked.side)
         box = self._looked.to_frame(found.unit)
-        noise = np.diag(np.maximum(found.variance * side**2, 0.25))
+        noise = np.diag(np.maximum(found.variance * side**2, LEAST_VARIANCE))
         problem = self._implausible(found, box)
         if not problem and not self._far:
             self._memory = memory
@@ -297,7 +299,9 @@ class Track:
         config = self.config
         gate = kalman.gate_threshold(config.gate)
         measured = np.array([box.cx, box.cy, box.w, box.h])
-        distance = 0.0 if problem else kalman.innovation(self._filter, measured, noise)[2]
+        own = config.kalman.independent * np.diag(noise)
+        fresh = np.diag(np.maximum(own, LEAST_VARIANCE))
+        distance = 0.0 if problem else kalman.innovation(self._filter, measured, fresh)[2]
         why = problem
         if not why and score < config.doubtful:
             why = f"score {score:.2f} is below {config.doubtful:g}"
@@ -312,7 +316,7 @@ class Track:
             # sure of it, so the target manoeuvres: widen the prediction until it allows for that
             spread = self._filter.covariance * (distance / gate)
             self._filter = KalmanState(self._filter.mean, spread)
-        self._filter = kalman.update(self._filter, measured, noise)
+        self._filter = kalman.update(self._filter, measured, fresh)
         self._noise = noise
         self._seen = self._filter.box
         self._unseen = 0.0

@@ -122,16 +122,15 @@ class Student(nn.Module):
 
     def _steps(self, batch: Batch, stage: Stage) -> list[Seen]:
         """What the tracker makes of the clip's frames, one by one as online: of the first with one
-        template, of the others with all there are. While FiLM is off no frame is trusted: the
-        context stays empty and the net is told nothing, which modulates nothing; nor is anything
-        carried."""
+        template, of the others with all there are. While FiLM is off no frame is trusted, nor is
+        any in a clip of which nothing is kept: the context stays empty, which modulates nothing,
+        and nothing is carried. While FiLM is off the net is not told of anything either."""
         config, teacher = self.config, self.config.teacher
         tap = teacher.block if teacher and teacher.feature_weight else None
         templates = batch["template"].float()
         memory = self._after_first(self.tracker.start(templates[:, :1]), batch, stage)
-        tells = batch["tells"][:, 1:].float() * stage.film
+        tells, trust = (batch["tells"][:, 1:].float() * stage.film).split(1, dim=1)
         memory = memory._replace(box=batch["last"] * tells)
-        trust = templates.new_full((len(templates),), float(stage.film))
         follower: Follower | None = None
         if config.follow:
             follower = Follower(batch, self.tracker.config)
@@ -141,7 +140,7 @@ class Student(nn.Module):
                 fresh = self.tracker.start(templates)
                 memory = memory._replace(templates=fresh.templates, states=fresh.states)
             shown = follower.show(k) if follower else as_cut(batch, k)
-            step = self.tracker.step(shown.search, memory, shown.motion, trust, tap)
+            step = self.tracker.step(shown.search, memory, shown.motion, trust[:, 0], tap)
             memory = step.memory._replace(box=believed(step) * tells)
             if follower:
                 follower.learn(step.prediction)
