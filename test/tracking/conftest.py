@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for crops.py
 def make_weights() -> Callable[..., Weights]:
     """make_weights(field=value, ...): the smallest preset with changes, its weights disturbed."""
 
-    def make(**changes: Any) -> Weights:
+    def make(seed: int = 0, **changes: Any) -> Weights:
         config = type(preset("vil_tiny")).from_dict({**preset("vil_tiny").to_dict(), **changes})
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = ViLTracker(config)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -135,8 +135,9 @@ def test_a_track_of_the_joint_scan_outlives_the_time_of_its_second_template(
 
 @pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_stays_near_float32(make_weights: Make, frames: list[Image]) -> None:
-    """Of random weights; evaluation/test_agreement.py has the bound in pixels."""
-    loaded = make_weights(**SHALLOW)
+    """Of random weights whose best cells are no near ties; evaluation/test_agreement.py has the
+    bound in pixels."""
+    loaded = make_weights(seed=1, **SHALLOW)
     exact, *reduced = (
         several_frames(network, frames)
         for network in (

@@ -51,7 +51,7 @@ def test_crops_are_bgr_and_the_net_sees_rgb(network: Network, frames: list[Image
         memory = network.model.start(tensor(template)[None])
         image = tensor(search)
         step = network.model.step(image, memory, identity_motion(1, image), torch.ones(1))
-    window = 0.7 + 0.3 * hann_window(4)
+    window = 0.3 + 0.7 * hann_window(4)
     wanted = decode(step.prediction, window)
     np.testing.assert_allclose(found[0].unit, wanted.unit[0], atol=1e-6)
     np.testing.assert_allclose(found[0].variance, wanted.log_var[0].exp(), rtol=1e-5)
