@@ -1,9 +1,9 @@
 """What a track's published covariance is made of.
 
 On real video errors hold on (neighbouring frames' correlate by 0.5 to 0.9), so a filtered box is
-hardly surer than one measurement. Nor is an error there from the start: shortly after the first box, the target
-looks as it did when it was drawn, and only as it turns, moves and changes does the net's idea of it
-part from the truth, quickly at first, and then more slowly.
+hardly surer than one measurement. Nor is an error there from the start: shortly after the first
+box, the target looks as it did when it was drawn, and only as it turns, moves and changes does the
+net's idea of it part from the truth, quickly at first, and then more slowly.
 """
 
 from __future__ import annotations
