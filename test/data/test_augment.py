@@ -100,7 +100,7 @@ def test_degrade_is_a_function_of_the_seed(seed: int, coarse: float) -> None:
 def test_degrade_often_does_nothing_and_often_something() -> None:
     crop = photograph()
     rng = np.random.default_rng(0)
-    same = [np.array_equal(degrade(rng, crop, 30), crop) for _ in range(200)]
+    same = [np.array_equal(degrade(rng, crop, 30, 1.0), crop) for _ in range(200)]
     assert 50 < sum(same) < 150
 
 

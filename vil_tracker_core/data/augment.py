@@ -61,7 +61,7 @@ def _motion_kernel(length: int, angle: float) -> np.ndarray[tuple[int, int], np.
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
-def degrade(rng: Rng, crop: Image, longest: float, coarse: float = 1.0) -> Image:
+def degrade(rng: Rng, crop: Image, longest: float, coarse: float) -> Image:
     """Some of: defocus, motion blur, noise, JPEG; often nothing at all. All but the blur happens
     to the pixels of the sensor, however far they are enlarged.
 

@@ -299,6 +299,7 @@ class Track:
         config = self.config
         gate = kalman.gate_threshold(config.gate)
         measured = np.array([box.cx, box.cy, box.w, box.h])
+        # what is another error in each frame; the whole of the noise is for what is published
         own = config.kalman.independent * np.diag(noise)
         fresh = np.diag(np.maximum(own, LEAST_VARIANCE))
         distance = 0.0 if problem else kalman.innovation(self._filter, measured, fresh)[2]
