@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, dataclass, field
 import numpy as np
 import pytest
 
-from vil_tracker_core.geometry import Box, Crop, Image, iou
+from vil_tracker_core.geometry import Box, Crop, Image, crop_motion, iou
 from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking.kalman import KalmanConfig
 from vil_tracker_core.tracking.network import Found, Network, TorchNetwork
@@ -636,6 +636,21 @@ def test_a_net_that_answers_nan_counts_as_not_seeing(
     assert math.isfinite(result.score)
     assert_covariance(result.covariance)
     assert run.tell(SEEN).state is TRACKING
+
+
+def test_motion_is_from_the_last_crop_of_which_anything_was_kept(
+    start: Callable[..., Scripted],
+) -> None:
+    """Not from that of a frame in which the net's answer could not be."""
+    run = start()
+    kept = run.tell(SEEN, BOX._replace(x=BOX.x + 20)) and run.looks[-1].crop
+    run.stamp += DT
+    lost = run.track.look(FRAME, run.stamp)
+    run.track.learn(FRAME, Found(np.full(4, math.nan), np.full(4, 1e-4), SEEN), lost.memory)
+    run.tell(SEEN)
+    now = run.looks[-1]
+    assert lost.crop != kept
+    assert now.motion == pytest.approx(crop_motion(kept, now.crop))
 
 
 @pytest.mark.parametrize("unit", [(0.5, 0.5, 1.0, 1.0), (1.0, 0.5, 0.25, 0.25), (1.0, 1.0, 1, 1)])

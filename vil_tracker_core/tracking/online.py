@@ -202,8 +202,6 @@ class Track:
         motion = crop_motion(remembered, crop)
         memory = told(self._memory, None if self.lost else remembered.to_unit(last))
         self._looked = crop
-        if not self._far:
-            self._crop = crop
         return Look(crop, crop.cut(frame), memory, motion, 0.0 if self.lost else 1.0)
 
     def _elsewhere(self, factor: float) -> Crop:
@@ -231,7 +229,7 @@ class Track:
         noise = np.diag(np.maximum(found.variance * side**2, LEAST_VARIANCE))
         problem = self._implausible(found, box)
         if not problem and not self._far:
-            self._memory = memory
+            self._memory, self._crop = memory, self._looked
         score = 0.0 if problem else found.score
         if self.lost:
             state, reason = self._search_again(box, score, noise)
