@@ -40,7 +40,7 @@ class KalmanConfig:
             tries lags behind a quick target.
     """
 
-    acceleration: float = 6.0
+    acceleration: float = 24.0
     growth: float = 1.5
     start_speed: float = 2.0
     start_box: float = 0.03
