@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 venv=$root/.venv
 log=$root/log/setup.log
-needed_gib=4  # .venv takes 2.2, what pip downloads and keeps for it 1.5 at most
+needed_gib=4  # it was seen to take 2.5; what pip has yet to download comes on top
 torch=torch==2.13.0
 
 die() {
