@@ -643,7 +643,8 @@ def test_motion_is_from_the_last_crop_of_which_anything_was_kept(
 ) -> None:
     """Not from that of a frame in which the net's answer could not be."""
     run = start()
-    kept = run.tell(SEEN, BOX._replace(x=BOX.x + 20)) and run.looks[-1].crop
+    run.tell(SEEN, BOX._replace(x=BOX.x + 20))
+    kept = run.looks[-1].crop
     run.stamp += DT
     lost = run.track.look(FRAME, run.stamp)
     run.track.learn(FRAME, Found(np.full(4, math.nan), np.full(4, 1e-4), SEEN), lost.memory)
