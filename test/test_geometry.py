@@ -16,6 +16,7 @@ from vil_tracker_core.geometry import (
     crop_motion,
     intersection_area,
     iou,
+    share_inside,
     to_cxcywh,
     to_xywh,
     validate_box,
@@ -114,6 +115,23 @@ def test_clipping_gives_the_part_inside(box: Box) -> None:
     assert clipped.w * clipped.h == pytest.approx(inside, abs=1e-6)
     assert 0 <= clipped.x <= clipped.x + clipped.w <= FRAME[0] + 1e-9
     assert 0 <= clipped.y <= clipped.y + clipped.h <= FRAME[1] + 1e-9
+
+
+@given(box=boxes)
+def test_the_share_inside_is_of_what_can_be(box: Box) -> None:
+    share = share_inside(box, FRAME)
+    assert 0 <= share <= 1 + 1e-9
+    assert (share == 0) == (intersection_area(box, Box(0, 0, *FRAME)) == 0)
+    centred = Box.from_cxcywh(FRAME[0] / 2, FRAME[1] / 2, 4 * box.w, 4 * box.h)
+    assert share_inside(centred, FRAME) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("box", "share"),
+    [(Box(0, 0, 40, 30), 1), (Box(-20, 10, 40, 30), 0.5), (Box(620, 465, 40, 30), 0.25)],
+)
+def test_shares_of_boxes_at_the_edge(box: Box, share: float) -> None:
+    assert share_inside(box, FRAME) == pytest.approx(share)
 
 
 # -- crops ---------------------------------------------------------------------------------------

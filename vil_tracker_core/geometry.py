@@ -75,6 +75,13 @@ def intersection_area(a: Box, b: Box) -> float:
     return max(w, 0.0) * max(h, 0.0)
 
 
+def share_inside(box: Box, frame_size: tuple[int, int]) -> float:
+    """How much of ``box`` lies in a (width, height) frame, of as much as there can, 0..1."""
+    width, height = frame_size
+    possible = min(box.w, width) * min(box.h, height)
+    return intersection_area(box, Box(0.0, 0.0, width, height)) / possible
+
+
 def iou(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
     """Intersection over union of boxes ``(..., 4)`` as (x, y, w, h), broadcasting; NaN stays NaN.
 

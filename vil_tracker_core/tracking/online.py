@@ -13,10 +13,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vil_tracker_core.geometry import Box, Crop, FloatArray, Image, crop_motion, iou, validate_box
+from vil_tracker_core.geometry import (
+    Box,
+    Crop,
+    FloatArray,
+    Image,
+    clip_to_frame,
+    crop_motion,
+    iou,
+    share_inside,
+    validate_box,
+)
 from vil_tracker_core.model.film import ALIKE
 from vil_tracker_core.model.tracker import Memory
 from vil_tracker_core.tracking import kalman
+from vil_tracker_core.tracking.camera import scene_shift, thinned
 from vil_tracker_core.tracking.kalman import KalmanConfig, KalmanState
 from vil_tracker_core.tracking.network import Found, Network, teach, told
 from vil_tracker_core.tracking.uncertainty import Uncertainty
@@ -42,7 +53,7 @@ class TrackerConfig:
         widest: bound of the search crop's growth while lost, as a factor.
         widening: growth of the search crop a second while lost, as a factor. Once it is at its
             bound, every second look goes elsewhere in the picture, see `Track._elsewhere`.
-        elsewhere: score from which a target seen there is looked at again.
+        elsewhere: score from which a target seen there, or outside of where it can be, is believed.
         template_every: frames between refreshes of the second template; 0 for never.
         template_score: score from which a frame may become the second template.
         size_anchor: share of the first box's size in the search crop's, see `Track.look`.
@@ -67,7 +78,8 @@ class TrackResult:
     """What is known of a target in one frame.
 
     Attributes:
-        box: in frame pixels; while lost, where it was last believed to be.
+        box: in frame pixels, cut off at the picture's edge; while lost, where it is believed to be,
+            which may be outside the picture.
         score: 0..1, the net's confidence that the target is in the search region.
         covariance: (4, 4) of (cx, cy, w, h), px^2, of errors distributed as regions.py says.
         state: whether to believe it.
@@ -100,6 +112,16 @@ SWEPT = 1.5
 """Side of the crops that search elsewhere in the picture, as a factor."""
 STRIDE = 0.7
 """Greatest distance between the middles of two of them, as a share of their side."""
+WHOLE = 0.95
+"""Share of the target in the picture from which it counts as seen whole."""
+LEFT = 0.5
+"""Share of it below which it has left the picture, whatever is seen there with less than a sure
+score."""
+RIM = 0.02
+"""Distance to the picture's edge, as a share of the longer side, within which a box is cut off."""
+ASTRAY, ASTRAY_SPEED = 1.5, 3.0
+"""How far from its place in the scene a lost target is expected, in extents, and how much farther
+a second."""
 LEAST_VARIANCE = 0.25
 """px^2: nothing is measured better than by half a pixel."""
 MAX_DT = 1.0
@@ -108,6 +130,19 @@ MAX_DT = 1.0
 
 def _size(frame: Image) -> tuple[int, int]:
     return frame.shape[1], frame.shape[0]
+
+
+def _completed_span(
+    start: float, length: float, whole: float, low: float, high: float
+) -> tuple[float, float]:
+    """Start and length of one side of a box, stretched to ``whole`` beyond ``low`` or ``high``
+    where one of its ends, and one only, lies there."""
+    end = start + length
+    if start < low and end < high:
+        start = min(start, end - whole)
+    elif end > high and start > low:
+        end = max(end, start + whole)
+    return start, end - start
 
 
 def _validate_stamp(stamp: float) -> None:
@@ -144,6 +179,8 @@ class Track:
         self._memory = network.start(self._templates)
         self._first_extent = math.sqrt(box.w * box.h)
         self._left = self._first_look(frame, box)
+        self._thinned = thinned(frame)
+        self._scene: FloatArray | None = None  # px/s of the scene, while the filter's are in it
         self._crop: Crop | None = None  # which the memory belongs to
         self._looked: Crop | None = None  # the last one; another one only where it was elsewhere
         self._sweep = 0  # looks of a lost track whose search crop is at its bound
@@ -177,6 +214,7 @@ class Track:
         dt = min(passed, MAX_DT)
         self._stamp = stamp
         last = self._filter.box
+        self._relate_to_scene(frame, dt)
         self._unseen += dt
         self._age += passed
         if self.lost:
@@ -187,6 +225,8 @@ class Track:
         if self._candidate is not None:
             around = self._candidate
         elif self.lost:
+            x, y = np.clip(self._filter.mean[:2], 0, self._frame_size).tolist()
+            around = Box.from_cxcywh(x, y, around.w, around.h)
             growth += config.widening * max(self._unseen - config.patience, 0.0)
         anchor = self._first_extent / math.sqrt(around.w * around.h)
         anchor = min(max(anchor**config.size_anchor, 1 / ANCHORED), ANCHORED)
@@ -203,6 +243,35 @@ class Track:
         memory = told(self._memory, None if self.lost else remembered.to_unit(last))
         self._looked = crop
         return Look(crop, crop.cut(frame), memory, motion, 0.0 if self.lost else 1.0)
+
+    def _relate_to_scene(self, frame: Image, dt: float) -> None:
+        """Keeps a target that is not seen, or not whole, at its place in the scene, which moves in
+        the picture as the camera turns. Unseen, it is taken to stand still there.
+
+        So it is known when the camera has left it, whatever else the net makes of what is left in
+        the picture, and where it is to be expected when the camera turns back. A target that is
+        seen whole needs none of this: its speed in the picture is measured in every frame.
+        """
+        before, self._thinned = self._thinned, thinned(frame)
+        mean = self._filter.mean.copy()
+        unseen = self.lost or self._unseen > 0
+        ahead = kalman.predict(self._filter, dt, self.config.kalman).box
+        if not unseen and share_inside(ahead, self._frame_size) >= WHOLE:
+            mean[4:6] += 0.0 if self._scene is None else self._scene
+            self._scene = None
+        else:
+            moved = scene_shift(before, self._thinned) * max(self._frame_size)
+            speed = moved / dt if dt > 0 else np.zeros(2)
+            mean[:2] += moved
+            if unseen:
+                mean[4:6] = 0
+            elif self._scene is None:
+                mean[4:6] -= speed
+            self._scene = speed
+            if self._candidate is not None:
+                x, y, w, h = self._candidate
+                self._candidate = Box(x + float(moved[0]), y + float(moved[1]), w, h)
+        self._filter = KalmanState(mean, self._filter.covariance)
 
     def _elsewhere(self, factor: float) -> Crop:
         """The next of the crops that cover the picture, from where the target was lost outwards,
@@ -236,7 +305,7 @@ class Track:
         else:
             state, reason = self._follow(box, score, noise, problem)
         self.result = TrackResult(
-            self._filter.box, score, self._published(), state, self._stamp, reason
+            self._shown(), score, self._published(), state, self._stamp, reason
         )
         self._refresh_template(frame)
         return self.result
@@ -279,15 +348,25 @@ class Track:
     def _published(self) -> FloatArray:
         return self.uncertainty().covariance(self._network.calibration)
 
+    def _shown(self) -> Box:
+        """What of the box is in the picture; all of it where that is nothing."""
+        box = self._filter.box
+        inside = clip_to_frame(box, self._frame_size)
+        return inside if min(inside.w, inside.h) >= 1 else box
+
     def _implausible(self, found: Found, box: Box) -> str:
-        """Why the net's answer cannot be; such a frame counts as not seeing the target, and does
-        not change the memory. Else a net that errs drags box and crop along without bound."""
+        """Why the net's answer cannot be the target; such a frame counts as not seeing it, with a
+        score of 0, and does not change the memory. Else a net that errs drags box and crop along
+        without bound."""
         if not np.isfinite([*found.unit, *found.variance, found.score]).all():
             return "the net's answer is not finite"
         try:
             validate_box(box, self._frame_size)
         except ValueError as error:
             return f"found {error}"
+        left = not self.lost and share_inside(self._filter.box, self._frame_size) < LEFT
+        if left and found.score < self.config.elsewhere:
+            return "the target has left the picture"
         return ""
 
     def _follow(
@@ -296,6 +375,8 @@ class Track:
         """A frame of a track that is not lost: update, or coast."""
         config = self.config
         gate = kalman.gate_threshold(config.gate)
+        if not problem and share_inside(self._filter.box, self._frame_size) < WHOLE:
+            box = self._completed(box)
         measured = np.array([box.cx, box.cy, box.w, box.h])
         # what is another error in each frame; the whole of the noise is for what is published
         own = config.kalman.independent * np.diag(noise)
@@ -323,24 +404,38 @@ class Track:
             return TrackState.UNCERTAIN, f"score {score:.2f} is below {config.confident:g}"
         return TrackState.TRACKING, ""
 
+    def _completed(self, box: Box) -> Box:
+        """A box that the picture's edge cuts off, made as wide and high as the target is known to
+        be."""
+        (width, height), whole = self._frame_size, self._filter.box
+        rim = RIM * max(self._frame_size)
+        x, w = _completed_span(box.x, box.w, whole.w, rim, width - rim)
+        y, h = _completed_span(box.y, box.h, whole.h, rim, height - rim)
+        return Box(x, y, w, h)
+
     def _coast(self) -> None:
-        """Unseen, the box moves on at its speed and keeps the size that it was last seen with:
-        the search crop is a multiple of it, and must not shrink to nothing."""
+        """Unseen, the box keeps the size that it was last seen with: the search crop is a multiple
+        of it, and must not shrink to nothing."""
         mean = self._filter.mean.copy()
         mean[2:4] = self._seen.w, self._seen.h
         mean[6:8] = 0.0
         self._filter = KalmanState(mean, self._filter.covariance)
 
     def _search_again(self, box: Box, score: float, noise: FloatArray) -> tuple[TrackState, str]:
-        """A frame of a lost track: found again after two confident frames in a row; elsewhere
-        in the picture, where there is more to be mistaken for it, after a surer one and two."""
+        """A frame of a lost track: found again after two confident frames in a row; elsewhere in
+        the picture or far from its place in the scene, where there is more to be mistaken for it,
+        after a surer one and two."""
         config = self.config
         reason = self._reset or f"not seen for {self._unseen:.2f} s"
-        if score < (config.elsewhere if self._far else config.confident):
+        here, extent = self._filter.box, math.sqrt(self._filter.box.w * self._filter.box.h)
+        astray = ASTRAY + ASTRAY_SPEED * max(self._unseen - config.patience, 0.0)
+        away = math.hypot(box.cx - here.cx, box.cy - here.cy) > astray * extent
+        far = self._far or (away and not self._reset)
+        if score < (config.elsewhere if far else config.confident):
             self._candidate = None
             return TrackState.LOST, reason
         if self._candidate is None:
-            self._sights, self._needed = 0, 3 if self._far else 2
+            self._sights, self._needed = 0, 3 if far else 2
         elif float(iou(box, self._candidate)) < 0.2:
             self._sights = 0
         self._sights += 1
@@ -357,10 +452,12 @@ class Track:
         return TrackState.TRACKING, ""
 
     def _held(self, dt: float) -> KalmanState:
-        """While lost: the box stands still inside the picture, its covariance grows to a bound."""
+        """While lost: the box stands still in the scene, at most the picture's own size beyond its
+        edge, and its covariance grows to a bound."""
         still = self._filter.mean.copy()
         still[4:] = 0
-        still[:2] = np.clip(still[:2], 0, self._frame_size)
+        size = np.array(self._frame_size)
+        still[:2] = np.clip(still[:2], -size, 2 * size)
         grown = kalman.predict(
             KalmanState(still, self._filter.covariance), dt, self.config.kalman
         ).covariance
@@ -389,6 +486,7 @@ class Track:
         fresh = self._network.start(self._templates)
         self._memory = fresh._replace(deltas=self._memory.deltas)
         self._crop, self._looked = None, None
+        self._thinned, self._scene = thinned(frame), None
         self._candidate, self._reset = None, reason
         self._unseen = self.config.patience
         self.result = TrackResult(box, 0.0, self._published(), TrackState.LOST, self._stamp, reason)
@@ -402,7 +500,7 @@ class Track:
         sure = self.result.state is TrackState.TRACKING
         if not possible or not due or not sure or self.result.score < config.template_score:
             return
-        crop = Crop.around(self.result.box, model.template_factor, model.template_size)
+        crop = Crop.around(self._filter.box, model.template_factor, model.template_size)
         self._templates = [self._templates[0], crop.cut(frame)]
         self._memory = self._network.renew(self._memory, self._templates)
         self._since_template = 0
