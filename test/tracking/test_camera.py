@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -59,6 +61,27 @@ def test_a_cut_is_no_motion() -> None:
 def test_pictures_without_edges_have_no_motion() -> None:
     blank = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
     assert (shift(blank, blank) == 0).all()
+
+
+@pytest.mark.parametrize("deviation", [1, 4, 16])
+def test_a_camera_s_noise_is_no_motion(deviation: float) -> None:
+    """As before a clear sky, in sixty pairs of frames."""
+    random = np.random.default_rng(3)
+    sky = 150 + random.normal(0, deviation, (61, 90, 160, 3))
+    frames = np.clip(sky, 0, 255).astype(np.uint8)
+    for before, after in itertools.pairwise(frames):
+        assert (scene_shift(before, after) == 0).all()
+
+
+def test_more_than_half_a_picture_is_taken_for_less_the_other_way() -> None:
+    """What the docstring warns of."""
+    assert shift(window(60, 180), window(440, 180))[0] == pytest.approx(260, abs=8)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (8, 1), (16, 300), (31, 31)])
+def test_pictures_that_are_too_small_have_no_motion(size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(4).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert (scene_shift(picture, picture[::-1].copy()) == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,10 @@ class TrackResult:
 
     Attributes:
         box: in frame pixels, cut off at the picture's edge; while lost, where it is believed to be,
-            which may be outside the picture.
+            and whole where that is outside the picture.
         score: 0..1, the net's confidence that the target is in the search region.
-        covariance: (4, 4) of (cx, cy, w, h), px^2, of errors distributed as regions.py says.
+        covariance: (4, 4) of (cx, cy, w, h) of the whole box, px^2, of errors distributed as
+            regions.py says.
         state: whether to believe it.
         stamp: of the frame, seconds.
         reason: why the state is not TRACKING; empty otherwise.
@@ -116,7 +117,7 @@ WHOLE = 0.95
 """Share of the target in the picture from which it counts as seen whole."""
 LEFT = 0.5
 """Share of it below which it has left the picture, whatever is seen there with less than a sure
-score."""
+score; or the share that was drawn, where that is less."""
 RIM = 0.02
 """Distance to the picture's edge, as a share of the longer side, within which a box is cut off."""
 ASTRAY, ASTRAY_SPEED = 1.5, 3.0
@@ -124,6 +125,8 @@ ASTRAY, ASTRAY_SPEED = 1.5, 3.0
 a second."""
 LEAST_VARIANCE = 0.25
 """px^2: nothing is measured better than by half a pixel."""
+LEAST_DT = 0.005
+"""Seconds; over less the scene's speed is not measured, but over that and the next frame's."""
 MAX_DT = 1.0
 """Seconds; a longer pause between frames is treated as this long."""
 
@@ -179,6 +182,7 @@ class Track:
         self._memory = network.start(self._templates)
         self._first_extent = math.sqrt(box.w * box.h)
         self._left = self._first_look(frame, box)
+        self._least_share = min(LEFT, share_inside(box, self._frame_size))
         self._thinned = thinned(frame)
         self._scene: FloatArray | None = None  # px/s of the scene, while the filter's are in it
         self._crop: Crop | None = None  # which the memory belongs to
@@ -248,10 +252,12 @@ class Track:
         """Keeps a target that is not seen, or not whole, at its place in the scene, which moves in
         the picture as the camera turns. Unseen, it is taken to stand still there.
 
-        So it is known when the camera has left it, whatever else the net makes of what is left in
-        the picture, and where it is to be expected when the camera turns back. A target that is
-        seen whole needs none of this: its speed in the picture is measured in every frame.
+        So it is known when the camera has left it, whatever the net makes of the rest of the
+        picture, and where it is to be expected when the camera turns back. A target that is seen
+        whole needs none of this: its speed in the picture is measured in every frame.
         """
+        if dt < LEAST_DT:
+            return
         before, self._thinned = self._thinned, thinned(frame)
         mean = self._filter.mean.copy()
         unseen = self.lost or self._unseen > 0
@@ -261,13 +267,12 @@ class Track:
             self._scene = None
         else:
             moved = scene_shift(before, self._thinned) * max(self._frame_size)
-            speed = moved / dt if dt > 0 else np.zeros(2)
             mean[:2] += moved
             if unseen:
                 mean[4:6] = 0
             elif self._scene is None:
-                mean[4:6] -= speed
-            self._scene = speed
+                mean[4:6] -= moved / dt
+            self._scene = moved / dt
             if self._candidate is not None:
                 x, y, w, h = self._candidate
                 self._candidate = Box(x + float(moved[0]), y + float(moved[1]), w, h)
@@ -350,9 +355,16 @@ class Track:
 
     def _shown(self) -> Box:
         """What of the box is in the picture; all of it where that is nothing."""
-        box = self._filter.box
-        inside = clip_to_frame(box, self._frame_size)
-        return inside if min(inside.w, inside.h) >= 1 else box
+        return self._filter.box if self._outside else self._inside
+
+    @property
+    def _inside(self) -> Box:
+        return clip_to_frame(self._filter.box, self._frame_size)
+
+    @property
+    def _outside(self) -> bool:
+        """Whether less than a pixel of the box is in the picture."""
+        return min(self._inside.w, self._inside.h) < 1
 
     def _implausible(self, found: Found, box: Box) -> str:
         """Why the net's answer cannot be the target; such a frame counts as not seeing it, with a
@@ -364,8 +376,8 @@ class Track:
             validate_box(box, self._frame_size)
         except ValueError as error:
             return f"found {error}"
-        left = not self.lost and share_inside(self._filter.box, self._frame_size) < LEFT
-        if left and found.score < self.config.elsewhere:
+        share = share_inside(self._filter.box, self._frame_size)
+        if not self.lost and share < self._least_share and found.score < self.config.elsewhere:
             return "the target has left the picture"
         return ""
 
@@ -389,7 +401,7 @@ class Track:
             why = f"score {score:.2f} and a jump of {math.sqrt(distance):.1f} sigma"
         if why:
             self._coast()
-            if self._unseen > config.patience:
+            if self._unseen > config.patience or self._outside:
                 return TrackState.LOST, f"not seen for {self._unseen:.2f} s: {why}"
             return TrackState.UNCERTAIN, why
         if distance > gate:
