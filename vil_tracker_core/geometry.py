@@ -76,7 +76,8 @@ def intersection_area(a: Box, b: Box) -> float:
 
 
 def share_inside(box: Box, frame_size: tuple[int, int]) -> float:
-    """How much of ``box`` lies in a (width, height) frame, of as much as there can, 0..1."""
+    """How much of ``box``, which is not empty, lies in a (width, height) frame, of as much as there
+    can, 0..1."""
     width, height = frame_size
     possible = min(box.w, width) * min(box.h, height)
     return intersection_area(box, Box(0.0, 0.0, width, height)) / possible

@@ -80,7 +80,8 @@ class TrackResult:
     Attributes:
         box: in frame pixels, cut off at the picture's edge; while lost, where it is believed to be,
             and whole where that is outside the picture.
-        score: 0..1, the net's confidence that the target is in the search region.
+        score: 0..1, the net's confidence that the target is in the search region; 0 where its
+            answer cannot be the target.
         covariance: (4, 4) of (cx, cy, w, h) of the whole box, px^2, of errors distributed as
             regions.py says.
         state: whether to believe it.
