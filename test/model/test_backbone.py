@@ -25,7 +25,7 @@ def in_full(backbone: Backbone, templates: Tensor, search: Tensor) -> tuple[Tens
     parts, matched = zip(
         *(embedding.templates(templates[:, n : n + 1]) for n in range(count)), strict=True
     )
-    x = torch.cat([*parts, embedding.search(search, torch.stack(matched).mean(0))], dim=1)
+    x = torch.cat([*parts, embedding.search(search, torch.stack(matched).mean(0))[0]], dim=1)
     lengths = [TEMPLATE] * count + [SEARCH]
     outputs = []
     for index, block in enumerate(backbone.blocks):
@@ -49,7 +49,7 @@ def test_encoded_once_equals_encoded_anew(
     wanted, _ = in_full(backbone, templates, search)
     cached = backbone.encode_templates(templates)
     for _ in range(2):  # the cache serves any number of frames
-        features, _, _ = backbone(search, cached, [])
+        features = backbone(search, cached, []).features
         torch.testing.assert_close(features, wanted[:, -SEARCH:], rtol=1e-9, atol=1e-9)
     if scan == "regional":
         torch.testing.assert_close(cached.features, wanted[:, :-SEARCH], rtol=1e-9, atol=1e-9)
@@ -70,12 +70,15 @@ def test_regional_templates_never_see_the_search(
 
 @each_scan
 def test_every_template_counts(make_tracker: Callable[..., ViLTracker], images, scan: str) -> None:
+    """But in the stem's features, which are the search crop's alone."""
     backbone = make_tracker(scan=scan).backbone
     templates, search = images(1, 2, 3, 32, 32), images(1, 3, 64, 64)
-    wanted, _, _ = backbone(search, backbone.encode_templates(templates), [])
+    wanted, _, _, seen = backbone(search, backbone.encode_templates(templates), [])
     for changed in (templates[:, :1], templates[:, 1:], templates.flip(1)):
-        features, _, _ = backbone(search, backbone.encode_templates(changed), [])
-        assert (features - wanted).abs().max() > 1e-6
+        found = backbone(search, backbone.encode_templates(changed), [])
+        assert (found.features - wanted).abs().max() > 1e-6
+        assert found.seen.equal(seen)
+    assert seen.shape == (1, 16, 4, 4)
 
 
 @each_scan
@@ -87,9 +90,9 @@ def test_tap_gives_the_search_tokens_after_a_block(
     _, outputs = in_full(backbone, templates, search)
     cached = backbone.encode_templates(templates)
     for index, output in enumerate(outputs):
-        _, _, tapped = backbone(search, cached, [], index)
+        tapped = backbone(search, cached, [], index).tapped
         torch.testing.assert_close(tapped, output[:, -SEARCH:], rtol=1e-9, atol=1e-9)
-    assert backbone(search, cached, [])[2] is None
+    assert backbone(search, cached, []).tapped is None
 
 
 @each_scan
@@ -111,10 +114,10 @@ def test_modulation_follows_every_second_block_on_the_search_tokens_only(
 
         block.register_forward_hook(keep)
     pairs = [(images(1, SEARCH, 16) / 255, images(1, SEARCH, 16) / 255) for _ in range(3)]
-    features, _, _ = backbone(search, cached, pairs)
+    features = backbone(search, cached, pairs).features
     before = TEMPLATE if scan == "joint" else 0
     gamma, beta = pairs[0]
-    embedded = backbone.embedding.search(search, cached.matched)
+    embedded, _ = backbone.embedding.search(search, cached.matched)
     assert inputs[0][:, before:].equal(embedded * gamma + beta)
     if scan == "joint":
         assert inputs[0][:, :before].equal(cached.tokens)
@@ -133,10 +136,10 @@ def test_a_batch_equals_its_samples(
 ) -> None:
     backbone = make_tracker(scan=scan).backbone
     templates, search = images(3, 1, 3, 32, 32), images(3, 3, 64, 64)
-    together, _, _ = backbone(search, backbone.encode_templates(templates), [])
+    together = backbone(search, backbone.encode_templates(templates), []).features
     for n in range(3):
         one = slice(n, n + 1)
-        alone, _, _ = backbone(search[one], backbone.encode_templates(templates[one]), [])
+        alone = backbone(search[one], backbone.encode_templates(templates[one]), []).features
         torch.testing.assert_close(alone, together[one], rtol=1e-9, atol=1e-9)
 
 
@@ -159,14 +162,14 @@ def test_patch_stem_is_a_linear_map_of_patches(
     wanted = torch.stack(tokens) * embedding.norm.weight
     wanted = wanted + embedding.search_position[0] + embedding.search_type
     # the statistics are float32 constants
-    torch.testing.assert_close(embedding.search(image, None)[0], wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(embedding.search(image, None)[0][0], wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_conv_stem_gives_one_token_a_patch(make_tracker: Callable[..., ViLTracker], images) -> None:
     embedding: Embedding = make_tracker(stem="conv", stem_channels=(4, 4, 8)).backbone.embedding
     tokens, matched = embedding.templates(images(2, 1, 3, 32, 32))
     assert tokens.shape == (2, TEMPLATE, 16)
-    assert embedding.search(images(2, 3, 64, 64), matched).shape == (2, SEARCH, 16)
+    assert embedding.search(images(2, 3, 64, 64), matched)[0].shape == (2, SEARCH, 16)
 
 
 def on_meta(config: ModelConfig) -> ViLTracker:

@@ -90,7 +90,8 @@ def three_frames_equal_pytorch(
         given = {"search": search, "motion": motion, "trust": trust}
         given |= {f"memory_{index}": tensor for index, tensor in enumerate(flat)}
         out = step.run(None, {name: given[name].numpy() for name in names})
-        for name, expected in zip(FOUND, (best.unit, best.log_var, best.score), strict=True):
+        wanted = best.unit, best.log_var, best.score, result.seen.permute(0, 2, 3, 1)
+        for name, expected in zip(FOUND, wanted, strict=True):
             np.testing.assert_allclose(
                 out[FOUND.index(name)], expected.numpy(), atol=1e-4, err_msg=name
             )

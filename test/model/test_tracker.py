@@ -127,7 +127,7 @@ def test_carried_memory_is_the_templates_and_what_the_frame_before_left(
         trusts = torch.full((2,), trust, dtype=torch.float64)
         step = model.step(searches[:, k], memory, motions[:, k], trusts)
         memory = step.memory
-        x = model.backbone.embedding.search(searches[:, k], memory.templates.matched)
+        x, _ = model.backbone.embedding.search(searches[:, k], memory.templates.matched)
         weight = 0.4 * trust * step.prediction.score.flatten(1).amax(1).double()[:, None]
         for index, block in enumerate(model.backbone.blocks):
             own = memory.templates.states[index]

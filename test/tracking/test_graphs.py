@@ -65,6 +65,7 @@ def test_a_graph_finds_the_same_as_pytorch(
     for ours, theirs in zip(*answers, strict=True):
         np.testing.assert_allclose(ours.unit, theirs.unit, atol=1e-4)
         np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-2)
+        np.testing.assert_allclose(ours.seen, theirs.seen, atol=1e-4)
         assert ours.score == pytest.approx(theirs.score, abs=1e-4)
 
 
@@ -82,6 +83,7 @@ def test_rows_of_a_batch_run_at_once_and_apart(
         (alone,), (memory,) = run(network, searches[row : row + 1], kept[row : row + 1])
         np.testing.assert_allclose(together[row].unit, alone.unit, atol=1e-6)
         np.testing.assert_allclose(together[row].variance, alone.variance, rtol=1e-5)
+        np.testing.assert_allclose(together[row].seen, alone.seen, atol=1e-4)
         assert together[row].score == pytest.approx(alone.score, abs=1e-6)
         for ours, theirs in zip(flatten(after[row]), flatten(memory), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)

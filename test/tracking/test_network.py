@@ -36,6 +36,7 @@ def assert_same(a: Found, b: Found) -> None:
     np.testing.assert_allclose(a.unit, b.unit, rtol=0, atol=1e-5)
     np.testing.assert_allclose(a.variance, b.variance, rtol=1e-4)
     assert a.score == pytest.approx(b.score, abs=1e-5)
+    np.testing.assert_allclose(a.seen, b.seen, rtol=0, atol=1e-4)
 
 
 def test_crops_are_bgr_and_the_net_sees_rgb(network: Network, frames: list[Image]) -> None:
@@ -56,6 +57,7 @@ def test_crops_are_bgr_and_the_net_sees_rgb(network: Network, frames: list[Image
     np.testing.assert_allclose(found[0].unit, wanted.unit[0], atol=1e-6)
     np.testing.assert_allclose(found[0].variance, wanted.log_var[0].exp(), rtol=1e-5)
     assert found[0].score == pytest.approx(float(wanted.score), abs=1e-6)
+    np.testing.assert_allclose(found[0].seen, step.seen[0].permute(1, 2, 0), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from copy import copy as copied
-from dataclasses import FrozenInstanceError, dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -26,6 +26,7 @@ from vil_tracker_core.tracking.online import (
     TrackResult,
     TrackState,
 )
+from vil_tracker_core.tracking.recognition import Recognition
 from vil_tracker_core.tracking.uncertainty import LONGEST
 from vil_tracker_core.weights import Calibration, Weights
 
@@ -34,7 +35,14 @@ TRACKING, UNCERTAIN, LOST = TrackState.TRACKING, TrackState.UNCERTAIN, TrackStat
 DT = 0.125  # exact in binary
 BOX = Box(300, 200, 40, 30)
 FRAME = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+# scores count as the test says them, whatever the features, and a high one is more than a confident
+ANY = TrackerConfig(alike=0.0, elsewhere=0.7)
 SEEN, UNSURE, UNSEEN = 0.9, 0.35, 0.05  # scores beyond and between the two thresholds
+
+
+def said(unit: np.ndarray, variance: np.ndarray, score: float) -> Found:
+    """A net's word, with features that tell nothing."""
+    return Found(unit, variance, score, np.zeros((4, 4, 32), np.float32))
 
 
 @dataclass
@@ -57,7 +65,7 @@ class Scripted:
         self.stamp += dt
         look = self.track.look(frame, self.stamp)
         self.looks.append(look)
-        found = Found(look.crop.to_unit(box), np.full(4, deviation**2), score)
+        found = said(look.crop.to_unit(box), np.full(4, deviation**2), score)
         return self.track.learn(frame, found, look.memory)
 
     def lose(self) -> TrackResult:
@@ -70,10 +78,11 @@ class Scripted:
 
 @pytest.fixture
 def start(network: Network) -> Callable[..., Scripted]:
-    """start(field=value, ...): a track on BOX at stamp 0 with a changed config."""
+    """start(field=value, ...): a track on BOX at stamp 0 with `ANY` changed."""
 
     def make(**changes: object) -> Scripted:
-        return Scripted(Track(network, FRAME, BOX, 0.0, TrackerConfig(**changes)))  # type: ignore[arg-type]
+        config = replace(ANY, **changes)  # type: ignore[arg-type]
+        return Scripted(Track(network, FRAME, BOX, 0.0, config))
 
     return make
 
@@ -179,7 +188,7 @@ def test_the_net_is_told_of_its_error_on_the_first_frame(
 ) -> None:
     """From then on, also after new templates and after the stamps have jumped back."""
     crop = Crop.around(BOX, network.config.search_factor, network.config.search_size)
-    found = Found(crop.to_unit(seen), np.full(4, 1e-4), SEEN)
+    found = said(crop.to_unit(seen), np.full(4, 1e-4), SEEN)
     memories = []
 
     def step(crops: list[Image], given: list[Memory], *_: object) -> tuple[list, list]:
@@ -187,7 +196,7 @@ def test_the_net_is_told_of_its_error_on_the_first_frame(
         return [found], given
 
     monkeypatch.setattr(network, "step", step)
-    run = Scripted(Track(network, FRAME, BOX, 0.0, TrackerConfig(template_every=2)))
+    run = Scripted(Track(network, FRAME, BOX, 0.0, replace(ANY, template_every=2)))
     before, after = memories
     assert not before.deltas.any()
     np.testing.assert_allclose(after.deltas[0], deltas, atol=1e-6)
@@ -224,10 +233,10 @@ def test_what_is_left_of_the_first_frame_s_error_stays_in_the_covariance(
     variances = []
     for answer in (seen, BOX):
         crop = Crop.around(BOX, network.config.search_factor, network.config.search_size)
-        found = Found(crop.to_unit(answer), np.full(4, 1e-4), SEEN)
+        found = said(crop.to_unit(answer), np.full(4, 1e-4), SEEN)
         with monkeypatch.context() as patch:
             patch.setattr(network, "step", lambda crops, memories, *_, f=found: ([f], memories))
-            track = Track(network, FRAME, BOX, 0.0, TrackerConfig())
+            track = Track(network, FRAME, BOX, 0.0, ANY)
         run = Scripted(track)
         for _ in range(40):
             result = run.tell(SEEN, Box.from_cxcywh(320, 215, 40, 30))
@@ -438,7 +447,7 @@ def test_a_look_elsewhere_leaves_the_memory(
         run.stamp += DT
         look = run.track.look(FRAME, run.stamp)
         after = look.memory._replace()
-        found = Found(look.crop.to_unit(BOX), np.full(4, 1e-4), UNSEEN)
+        found = said(look.crop.to_unit(BOX), np.full(4, 1e-4), UNSEEN)
         run.track.learn(FRAME, found, after)
         kept.append((run.track._memory is after, is_near(look)))
     assert sorted(kept) == [(False, False)] * 3 + [(True, True)] * 3
@@ -511,7 +520,7 @@ class Turning:
 def turning(network: Network) -> Turning:
     """Seen for some frames by a camera that stands still."""
     frame = PANORAMA[:, 700:1340].copy()
-    out = Turning(Scripted(Track(network, frame, Box(300, 200, 40, 30), 0.0, TrackerConfig())))
+    out = Turning(Scripted(Track(network, frame, Box(300, 200, 40, 30), 0.0, ANY)))
     for _ in range(5):
         out.turn(0)
     return out
@@ -540,7 +549,7 @@ def test_a_target_that_the_camera_leaves_is_not_taken_for_another(turning: Turni
 
 def test_a_box_that_was_drawn_mostly_outside_is_followed(network: Network) -> None:
     box = Box(-26, 200, 40, 30)
-    run = Scripted(Track(network, FRAME, box, 0.0, TrackerConfig()))
+    run = Scripted(Track(network, FRAME, box, 0.0, ANY))
     for _ in range(5):
         assert run.tell(0.6, clip_to_frame(box, (640, 480))).state is TRACKING
     assert run.track.result.box == pytest.approx((0, 200, 14, 30), abs=1)
@@ -578,7 +587,7 @@ def test_where_the_camera_finds_it_again_it_is_tracked_at_once(turning: Turning)
 
 
 def test_far_from_its_place_a_lost_target_takes_three_sure_looks(turning: Turning) -> None:
-    turning.run.track.config = TrackerConfig(patience=0.05)
+    turning.run.track.config = replace(ANY, patience=0.05)
     while not turning.run.track.lost:
         turning.turn(0, UNSEEN)
     assert [turning.turn(0, 0.6, LURE).state for _ in range(5)] == [LOST] * 5
@@ -638,17 +647,20 @@ def test_nothing_is_kept_of_frames_that_the_target_has_left(turning: Turning) ->
     assert turning.run.track._crop is kept
 
 
-def test_the_shipped_net_finds_a_person_again_whom_the_camera_has_left() -> None:
+@pytest.mark.parametrize(("first", "to_right"), [(56, False), (16, True), (96, True)])
+def test_the_shipped_net_finds_a_person_again_whom_the_camera_has_left(
+    first: int, to_right: bool
+) -> None:
     """A part of the bundled clip through a virtual camera of half its width, which turns away for
-    a second to where others are."""
+    a second to where others are; when it comes back, others are near, too."""
     with open_bag(REAL) as bag:
         truth, images = bag.truth(), list(bag.images())
-    images = images[56:146]
+    images = images[first : first + 90]
     boxes = np.array([truth[image.stamp] for image in images])
     width = 320
     turned = np.interp(np.arange(90), [10, 18, 40, 48], [0, 1, 1, 0])
     middle = np.clip(boxes[:, 0] + boxes[:, 2] / 2 - width / 2, 0, width)
-    lefts = ((1 - turned) * middle).round().astype(int)
+    lefts = ((1 - turned) * middle + turned * width * to_right).round().astype(int)
     tracker = OnlineTracker(open_network("vil_nano"))
     results, overlaps, absent = [], [], []
     for k, (image, left) in enumerate(zip(images, lefts, strict=True)):
@@ -661,11 +673,113 @@ def test_the_shipped_net_finds_a_person_again_whom_the_camera_has_left() -> None
         part = clip_to_frame(box, (width, picture.shape[0]))
         absent.append(part.w < 1)
         overlaps.append(float(iou(results[-1].box, part)))
-    assert absent.count(True) >= 20
+    assert absent.count(True) >= 15
     claims = [one.state is TRACKING for one, gone in zip(results, absent, strict=True) if gone]
     assert claims.count(True) < 0.25 * len(claims)
     assert np.mean(overlaps[-30:]) > 0.6
     assert results[-1].state is TRACKING
+
+
+# -- recognising the target ----------------------------------------------------------------------
+
+BACKGROUND, TARGET, OTHER = np.eye(3, 32)
+
+
+def scene(thing: np.ndarray) -> np.ndarray:
+    """Features (4, 4, 32) of a crop with a thing in its middle."""
+    seen = np.tile(BACKGROUND, (4, 4, 1))
+    seen[1:3, 1:3] = thing
+    return seen.astype(np.float32)
+
+
+@dataclass
+class Recognising(Scripted):
+    """A track that knows what `TARGET` looks like; the net takes anything for it. What it learns,
+    by a share of nothing, is the same in a new value."""
+
+    def __post_init__(self) -> None:
+        unit = np.array([0.5, 0.5, 1, 1])
+        self.track._recognition = Recognition.begin(scene(TARGET), unit)
+
+    def show(self, thing: np.ndarray, score: float = 0.6, box: Box = BOX) -> TrackResult:
+        self.stamp += DT
+        look = self.track.look(FRAME, self.stamp)
+        unit = look.crop.to_unit(box)
+        found = Found(unit, np.full(4, 1e-4), score, scene(thing))
+        return self.track.learn(FRAME, found, look.memory)
+
+    @property
+    def response(self) -> float:
+        return self.track._recognition.response(scene(TARGET), np.full(4, 0.5))
+
+
+@pytest.fixture
+def recognising(network: Network) -> Recognising:
+    return Recognising(Track(network, FRAME, BOX, 0.0, TrackerConfig(learning=0.0)))
+
+
+def test_what_does_not_look_like_the_target_counts_for_little(recognising: Recognising) -> None:
+    same = recognising.show(TARGET)
+    assert (same.state, same.score, same.reason) == (TRACKING, 0.6, "")
+    other = recognising.show(OTHER)
+    assert other.state is UNCERTAIN
+    assert other.score < 0.1
+    assert other.reason.endswith("; it does not look like the target")
+
+
+def test_nothing_is_asked_of_looks_where_that_is_turned_off(recognising: Recognising) -> None:
+    recognising.track.config = TrackerConfig(alike=0.0)
+    assert recognising.show(OTHER).score == 0.6
+
+
+def test_a_score_falls_with_the_square_of_the_response(recognising: Recognising) -> None:
+    """A lost target, which is looked for in wider crops, may respond by a quarter less."""
+    recognising.track.config = TrackerConfig(alike=2 * recognising.response, learning=0.0)
+    assert recognising.show(TARGET).score == pytest.approx(0.6 / 4)
+    for _ in range(6):
+        recognising.show(OTHER)
+    assert recognising.track.lost
+    assert recognising.show(TARGET).score == pytest.approx(0.6 / 4 / 0.75**2)
+
+
+def test_it_learns_from_frames_that_show_the_target_whole_and_surely(
+    recognising: Recognising,
+) -> None:
+    track = recognising.track
+    known = track._recognition
+    recognising.show(TARGET, score=0.3)
+    assert recognising.show(OTHER).state is UNCERTAIN
+    assert track._recognition is known
+    recognising.show(TARGET)
+    assert track._recognition is not known
+    known = track._recognition
+    for x in range(300, -60, -40):  # out of the picture
+        before, result = track._recognition, recognising.show(TARGET, box=Box(x, 200, 40, 30))
+        if x < -2:
+            assert track._recognition is before
+    assert known is not before
+    assert result.state is TRACKING, "half of it is seen"
+
+
+def test_a_lost_track_learns_nothing(recognising: Recognising) -> None:
+    for _ in range(6):
+        recognising.show(OTHER)
+    assert recognising.track.lost
+    known = recognising.track._recognition
+    assert [recognising.show(TARGET).state for _ in range(2)] == [LOST, TRACKING]
+    assert recognising.track._recognition is known
+    recognising.show(TARGET)
+    assert recognising.track._recognition is not known
+
+
+def test_tracks_learn_each_its_own_target(network: Network) -> None:
+    one, other = (Track(network, FRAME, BOX, 0.0, TrackerConfig()) for _ in range(2))
+    before = other._recognition
+    look = one.look(FRAME, DT)
+    one.learn(
+        FRAME, Found(look.crop.to_unit(BOX), np.full(4, 1e-4), 0.9, scene(OTHER)), look.memory
+    )
+    assert other._recognition is before
 
 
 # -- coming back ---------------------------------------------------------------------------------
@@ -822,7 +936,7 @@ def test_a_stamp_that_is_no_time_is_refused(network: Network, stamp: float) -> N
 # -- what a net may say --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["unit", "variance", "score"])
+@pytest.mark.parametrize("what", ["unit", "variance", "score", "seen"])
 def test_a_net_that_answers_nan_counts_as_not_seeing(
     start: Callable[..., Scripted], what: str
 ) -> None:
@@ -830,8 +944,8 @@ def test_a_net_that_answers_nan_counts_as_not_seeing(
     run.tell(SEEN)
     run.stamp += DT
     look = run.track.look(FRAME, run.stamp)
-    found = Found(look.crop.to_unit(BOX), np.full(4, 1e-4), SEEN)
-    broken = math.nan if what == "score" else np.full(4, math.nan)
+    found = said(look.crop.to_unit(BOX), np.full(4, 1e-4), SEEN)
+    broken = math.nan if what == "score" else np.full_like(getattr(found, what), math.nan)
     result = run.track.learn(FRAME, found._replace(**{what: broken}), look.memory)
     assert result.state is UNCERTAIN
     assert "finite" in result.reason
@@ -850,7 +964,7 @@ def test_motion_is_from_the_last_crop_of_which_anything_was_kept(
     kept = run.looks[-1].crop
     run.stamp += DT
     lost = run.track.look(FRAME, run.stamp)
-    run.track.learn(FRAME, Found(np.full(4, math.nan), np.full(4, 1e-4), SEEN), lost.memory)
+    run.track.learn(FRAME, said(np.full(4, math.nan), np.full(4, 1e-4), SEEN), lost.memory)
     run.tell(SEEN)
     now = run.looks[-1]
     assert lost.crop != kept
@@ -868,7 +982,7 @@ def test_a_sure_net_that_is_wrong_cannot_blow_up_the_search(
         run.stamp += DT
         look = run.track.look(FRAME, run.stamp)
         assert look.crop.side < 40 * 640
-        result = run.track.learn(FRAME, Found(np.array(unit), np.full(4, 1e-5), SEEN), look.memory)
+        result = run.track.learn(FRAME, said(np.array(unit), np.full(4, 1e-5), SEEN), look.memory)
     assert result.box.w <= 2 * 640
     assert result.box.h <= 2 * 480
     assert -640 <= result.box.cx <= 2 * 640
@@ -995,7 +1109,7 @@ def test_frames_are_left_alone(network: Network, frames: list[Image]) -> None:
 def test_learning_needs_a_look(network: Network) -> None:
     track = Track(network, FRAME, BOX, 0.0, TrackerConfig())
     with pytest.raises(RuntimeError, match=r"needs a look\(\)"):
-        track.learn(FRAME, Found(np.zeros(4), np.ones(4), 0.5), track._memory)
+        track.learn(FRAME, said(np.zeros(4), np.ones(4), 0.5), track._memory)
 
 
 def test_a_result_is_a_frozen_value(network: Network) -> None:

@@ -107,14 +107,30 @@ class Embedding(nn.Module):
         matched = None if self.matcher is None else self.matcher.templates(features, count)
         return tokens.reshape(batch, -1, tokens.shape[-1]), matched
 
-    def search(self, images: Tensor, matched: Tensor | None) -> Tensor:
-        """(B, 3, S, S) -> tokens (B, G * G, dim)."""
+    def search(self, images: Tensor, matched: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) -> tokens (B, G * G, dim), and the stem's features (B, C, G, G)."""
         tokens, features = self._tokens(images)
         tokens = tokens + self.search_position + self.search_type
         if self.matcher is not None:
             assert matched is not None
             tokens = tokens + self.matcher(features, matched)
-        return tokens
+        return tokens, features
+
+
+class Searched(NamedTuple):
+    """What the backbone makes of a search crop.
+
+    Attributes:
+        features: (B, G * G, dim) normalised.
+        states: the even blocks' after the crop, in the regional scan.
+        tapped: (B, G * G, dim) tokens after the block that was asked for, or None.
+        seen: (B, C, G, G) the stem's features, which know nothing of the templates.
+    """
+
+    features: Tensor
+    states: States
+    tapped: Tensor | None
+    seen: Tensor
 
 
 Modulation = list[tuple[Tensor, Tensor]]
@@ -164,7 +180,7 @@ class Backbone(nn.Module):
         modulation: Modulation,
         tap: int | None = None,
         states: States = (),
-    ) -> tuple[Tensor, States, Tensor | None]:
+    ) -> Searched:
         """One search crop (B, 3, S, S) after its templates.
 
         Args:
@@ -175,11 +191,9 @@ class Backbone(nn.Module):
             tap: index of a block whose search tokens are returned as well.
             states: the even blocks' before the crop in the regional scan, if not the templates'.
 
-        Returns:
-            normalised search features (B, G * G, dim); the even blocks' states after the crop in
-            the regional scan; the tapped tokens.
         """
-        x = self._modulate(self.embedding.search(search, templates.matched), -1, modulation)
+        x, seen = self.embedding.search(search, templates.matched)
+        x = self._modulate(x, -1, modulation)
         tapped: Tensor | None = None
         states = states or templates.states
         ends = list(states)
@@ -202,4 +216,4 @@ class Backbone(nn.Module):
             if index == tap:
                 tapped = x[:, before:]
         features: Tensor = self.norm(x)[:, before:]
-        return features, tuple(ends), tapped
+        return Searched(features, tuple(ends), tapped, seen)

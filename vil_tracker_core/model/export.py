@@ -16,7 +16,7 @@ from vil_tracker_core.model.presets import ModelConfig
 from vil_tracker_core.model.tracker import Memory, ViLTracker
 
 OPSET = 17
-FOUND = ("unit", "log_var", "score")
+FOUND = ("unit", "log_var", "score", "seen")
 """The step graph's outputs before those of the memory."""
 STEP = "step"
 
@@ -63,6 +63,11 @@ def channels_first(pixels: Tensor) -> Tensor:
     return pixels.permute(*range(last - 2), last, last - 2, last - 1).float()
 
 
+def channels_last(maps: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C) float32."""
+    return maps.permute(0, 2, 3, 1).float()
+
+
 class _Start(nn.Module):
     def __init__(self, model: ViLTracker) -> None:
         super().__init__()
@@ -100,7 +105,8 @@ class _Step(nn.Module):
         known = unflatten(self.like, memory)
         step = self.model.step(channels_first(search), known, motion, trust)
         found = self.model.detect(step, self.window)
-        return (found.unit, found.log_var, found.score, *changing(step.memory))
+        seen = channels_last(step.seen)
+        return (found.unit, found.log_var, found.score, seen, *changing(step.memory))
 
 
 def _exported(
@@ -130,8 +136,8 @@ def export(model: ViLTracker, window: Tensor) -> dict[str, bytes]:
 
     start, start_2: `templates` (B, N, T, T, 3), uint8 RGB -> `memory_0` ...; N is 1 or 2
     step: `search` (B, S, S, 3), uint8 RGB, `motion` (B, 3), `trust` (B,), `memory_0` ... ->
-    `unit` (B, 4), `log_var` (B, 4), `score` (B,), `next_0` ... (the last of the memory, see
-    `changing`)
+    `unit` (B, 4), `log_var` (B, 4), `score` (B,), `seen` (B, G, G, C) (the stem's features),
+    `next_0` ... (the last of the memory, see `changing`)
 
     Args:
         model: in evaluation mode.

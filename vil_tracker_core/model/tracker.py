@@ -44,12 +44,14 @@ class Memory(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One frame's result. ``features`` (B, G * G, dim) and ``tapped`` serve the losses."""
+    """One frame's result. ``features`` (B, G * G, dim) and ``tapped`` serve the losses; ``seen``
+    (B, C, G, G), the stem's features, whoever wants to recognise the target by them."""
 
     prediction: Prediction
     memory: Memory
     features: Tensor
     tapped: Tensor | None
+    seen: Tensor
 
 
 def identity_motion(batch: int, like: Tensor) -> Tensor:
@@ -103,16 +105,16 @@ class ViLTracker(nn.Module):
             context = resample(context, motion)
             modulation = self.film.pairs(context, memory.deltas, box)
         templates = memory.templates
-        features, states, tapped = self.backbone(search, templates, modulation, tap, memory.states)
-        maps = self._maps(features)
+        found = self.backbone(search, templates, modulation, tap, memory.states)
+        maps = self._maps(found.features)
         score, offset, size = self.centre_head(maps)
         prediction = Prediction(score, offset, size, self.uncertainty_head(maps))
         confidence = trust * score.flatten(1).amax(1).detach()
         if self.film is not None:
-            context = self.film.renew(context, features, confidence)
-        states = self._carried(templates.states, states, confidence)
+            context = self.film.renew(context, found.features, confidence)
+        states = self._carried(templates.states, found.states, confidence)
         after = Memory(templates, memory.deltas, box, context, states)
-        return Step(prediction, after, features, tapped)
+        return Step(prediction, after, found.features, found.tapped, found.seen)
 
     def _carried(self, own: States, after: States, confidence: Tensor) -> States:
         """What the next frame begins with: the templates' states and, by the frame's confidence,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vil_tracker_core import weights
 from vil_tracker_core.geometry import FloatArray, Image
-from vil_tracker_core.model.export import channels_first, map_tensors
+from vil_tracker_core.model.export import channels_first, channels_last, map_tensors
 from vil_tracker_core.model.film import box_deltas
 from vil_tracker_core.model.heads import WINDOW_INFLUENCE, choice_window, decode
 from vil_tracker_core.model.tracker import Memory
@@ -37,11 +37,13 @@ class Found(NamedTuple):
         unit: (4,) cx, cy, w, h.
         variance: (4,) of the same.
         score: 0..1.
+        seen: (G, G, C) float32, the stem's features, see recognition.py.
     """
 
     unit: FloatArray
     variance: FloatArray
     score: float
+    seen: npt.NDArray[np.float32]
 
 
 def stack(memories: Many[Memory]) -> Memory:
@@ -101,8 +103,8 @@ class Network(ABC):
     def _step(
         self, search: Tensor, memory: Memory, motion: Tensor, trust: Tensor
     ) -> tuple[tuple[npt.NDArray[np.float32], ...], Memory]:
-        """One frame of a batch, crops (B, S, S, 3) uint8 RGB -> (unit, log_var, score) and the
-        memory after it."""
+        """One frame of a batch, crops (B, S, S, 3) uint8 RGB -> (unit, log_var, score, seen) and
+        the memory after it."""
 
     @staticmethod
     def _images(crops: Many[Image]) -> Tensor:
@@ -145,14 +147,14 @@ class Network(ABC):
             alike.setdefault(memory.templates.length, []).append(row)
         results: dict[int, tuple[Found, Memory]] = {}
         for rows in alike.values():
-            (units, log_vars, scores), after = self._step(
+            (units, log_vars, scores, seen), after = self._step(
                 self._images([crops[row] for row in rows]),
                 stack([memories[row] for row in rows]),
                 torch.tensor([motions[row] for row in rows], dtype=torch.float32),
                 torch.tensor([trusts[row] for row in rows], dtype=torch.float32),
             )
             variances = np.exp(log_vars.astype(np.float64))
-            found = map(Found, units.astype(np.float64), variances, map(float, scores))
+            found = map(Found, units.astype(np.float64), variances, map(float, scores), seen)
             results |= zip(rows, zip(found, unstack(after, len(rows)), strict=True), strict=True)
         ordered = [results[row] for row in range(len(memories))]
         return [found for found, _ in ordered], [memory for _, memory in ordered]
@@ -196,7 +198,8 @@ class TorchNetwork(Network):
         with self._precision():
             step = self.model.step(pixels, memory, motion.to(device), trust.to(device))
         best = decode(step.prediction, self.window)
-        found = tuple(t.float().cpu().numpy() for t in (best.unit, best.log_var, best.score))
+        given = best.unit, best.log_var, best.score, channels_last(step.seen)
+        found = tuple(tensor.float().cpu().numpy() for tensor in given)
         return found, step.memory
 
 

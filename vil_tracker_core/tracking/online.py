@@ -30,6 +30,7 @@ from vil_tracker_core.tracking import kalman
 from vil_tracker_core.tracking.camera import scene_shift, thinned
 from vil_tracker_core.tracking.kalman import KalmanConfig, KalmanState
 from vil_tracker_core.tracking.network import Found, Network, teach, told
+from vil_tracker_core.tracking.recognition import Recognition
 from vil_tracker_core.tracking.uncertainty import Uncertainty
 
 
@@ -57,6 +58,10 @@ class TrackerConfig:
         template_every: frames between refreshes of the second template; 0 for never.
         template_score: score from which a frame may become the second template.
         size_anchor: share of the first box's size in the search crop's, see `Track.look`.
+        alike: response of what the track has learned of its target, see recognition.py, from which
+            a score counts in full; 0 for scores that do not depend on it.
+        learning: share of each new frame in what it has learned lately; 0 for the first frame
+            only.
         kalman: noise of the motion model.
     """
 
@@ -66,10 +71,12 @@ class TrackerConfig:
     gate: float = 0.999
     widest: float = 2.0
     widening: float = 2.0
-    elsewhere: float = 0.7
+    elsewhere: float = 0.48
     template_every: int = 10
     template_score: float = 0.5
     size_anchor: float = 0.3
+    alike: float = 0.4
+    learning: float = 0.08
     kalman: KalmanConfig = field(default_factory=KalmanConfig)
 
 
@@ -80,8 +87,8 @@ class TrackResult:
     Attributes:
         box: in frame pixels, cut off at the picture's edge; while lost, where it is believed to be,
             and whole where that is outside the picture.
-        score: 0..1, the net's confidence that the target is in the search region; 0 where its
-            answer cannot be the target.
+        score: 0..1, the net's confidence that the target is in the search region, lowered where
+            what it found there does not look like this target; 0 where it cannot be it.
         covariance: (4, 4) of (cx, cy, w, h) of the whole box, px^2, of errors distributed as
             regions.py says.
         state: whether to believe it.
@@ -124,6 +131,11 @@ RIM = 0.02
 ASTRAY, ASTRAY_SPEED = 1.5, 3.0
 """How far from its place in the scene a lost target is expected, in extents, and how much farther
 a second."""
+LENIENT = 0.75
+"""Share of `TrackerConfig.alike` asked of a lost target, which is looked for in wider crops:
+the net's features are not the same at another scale."""
+UNLIKE = 0.8
+"""Likeness below which a reason tells of it."""
 LEAST_VARIANCE = 0.25
 """px^2: nothing is measured better than by half a pixel."""
 LEAST_DT = 0.005
@@ -182,7 +194,7 @@ class Track:
         self._templates = [template]
         self._memory = network.start(self._templates)
         self._first_extent = math.sqrt(box.w * box.h)
-        self._left = self._first_look(frame, box)
+        self._left, self._recognition = self._first_look(frame, box)
         self._least_share = min(LEFT, share_inside(box, self._frame_size))
         self._thinned = thinned(frame)
         self._scene: FloatArray | None = None  # px/s of the scene, while the filter's are in it
@@ -297,49 +309,67 @@ class Track:
 
     def learn(self, frame: Image, found: Found, memory: Memory) -> TrackResult:
         """Takes in what the net found in the crop of the last `look`."""
+        config = self.config
         if self._looked is None:
             raise RuntimeError("learn() needs a look() before it")
         side = float(self._looked.side)
         box = self._looked.to_frame(found.unit)
         noise = np.diag(np.maximum(found.variance * side**2, LEAST_VARIANCE))
-        problem = self._implausible(found, box)
+        likeness = self._likeness(found)
+        problem = self._implausible(found, box, likeness)
         if not problem and not self._far:
             self._memory, self._crop = memory, self._looked
-        score = 0.0 if problem else found.score
+        score = 0.0 if problem else found.score * likeness
         if self.lost:
             state, reason = self._search_again(box, score, noise)
         else:
             state, reason = self._follow(box, score, noise, problem)
+            if state is TrackState.TRACKING and self._whole:
+                unit = self._looked.to_unit(self._filter.box)
+                self._recognition = self._recognition.learned(found.seen, unit, config.learning)
+            elif reason and not problem and likeness < UNLIKE:
+                reason += "; it does not look like the target"
         self.result = TrackResult(
             self._shown(), score, self._published(), state, self._stamp, reason
         )
         self._refresh_template(frame)
         return self.result
 
-    def _first_look(self, frame: Image, box: Box) -> FloatArray:
+    def _first_look(self, frame: Image, box: Box) -> tuple[FloatArray, Recognition]:
         """Tells the net how the box that was drawn differs from its own answer, on the one frame
-        where both are known.
+        where both are known, and learns what the target looks like.
 
         What it takes for the whole of the target may be more or less than the box (the man for his
         face), and its middle may be another.
 
         Returns:
-            (4,) what is left of the error after that, in units of (w, h, w, h).
+            (4,) what is left of the error after that, in units of (w, h, w, h); what is learned.
         """
         model = self._network.config
         crop = Crop.around(box, model.search_factor, model.search_size)
         image, still = crop.cut(frame), crop_motion(crop, crop)
 
-        def answer() -> FloatArray:
+        def answer() -> Found:
             (found,), _ = self._network.step([image], [self._memory], [still], [0.0])
-            return found.unit
+            return found
 
-        self._memory = teach(self._memory, answer(), crop.to_unit(box))
-        seen = crop.to_frame(answer())
+        drawn = crop.to_unit(box)
+        self._memory = teach(self._memory, answer().unit, drawn)
+        found = answer()
+        recognition, left = Recognition.begin(found.seen, drawn), np.zeros(4)
+        seen = crop.to_frame(found.unit)
         if float(iou(seen, box)) > ALIKE:
-            wider, higher = seen.w / box.w - 1, seen.h / box.h - 1
-            return np.array([(seen.cx - box.cx) / box.w, (seen.cy - box.cy) / box.h, wider, higher])
-        return np.zeros(4)
+            left[:2] = (seen.cx - box.cx) / box.w, (seen.cy - box.cy) / box.h
+            left[2:] = seen.w / box.w - 1, seen.h / box.h - 1
+        return left, recognition
+
+    def _likeness(self, found: Found) -> float:
+        """0..1, how far what the net found looks like this target and not only like its kind."""
+        enough = self.config.alike * (LENIENT if self.lost else 1.0)
+        if not enough or not np.isfinite(found.unit).all():
+            return 1.0
+        response = self._recognition.response(found.seen, found.unit)
+        return min(max(response / enough, 0.0), 1.0) ** 2
 
     def uncertainty(self) -> Uncertainty:
         """What is known of the box's errors. As long as the track lasts what the first frame showed
@@ -363,22 +393,28 @@ class Track:
         return clip_to_frame(self._filter.box, self._frame_size)
 
     @property
+    def _whole(self) -> bool:
+        return share_inside(self._filter.box, self._frame_size) >= WHOLE
+
+    @property
     def _outside(self) -> bool:
         """Whether less than a pixel of the box is in the picture."""
         return min(self._inside.w, self._inside.h) < 1
 
-    def _implausible(self, found: Found, box: Box) -> str:
+    def _implausible(self, found: Found, box: Box, likeness: float) -> str:
         """Why the net's answer cannot be the target; such a frame counts as not seeing it, with a
         score of 0, and does not change the memory. Else a net that errs drags box and crop along
         without bound."""
-        if not np.isfinite([*found.unit, *found.variance, found.score]).all():
+        answer = [*found.unit, *found.variance, found.score]
+        if not (np.isfinite(answer).all() and np.isfinite(found.seen).all()):
             return "the net's answer is not finite"
         try:
             validate_box(box, self._frame_size)
         except ValueError as error:
             return f"found {error}"
         share = share_inside(self._filter.box, self._frame_size)
-        if not self.lost and share < self._least_share and found.score < self.config.elsewhere:
+        unsure = found.score * likeness < self.config.elsewhere
+        if not self.lost and share < self._least_share and unsure:
             return "the target has left the picture"
         return ""
 
@@ -388,7 +424,7 @@ class Track:
         """A frame of a track that is not lost: update, or coast."""
         config = self.config
         gate = kalman.gate_threshold(config.gate)
-        if not problem and share_inside(self._filter.box, self._frame_size) < WHOLE:
+        if not problem and not self._whole:
             box = self._completed(box)
         measured = np.array([box.cx, box.cy, box.w, box.h])
         # what is another error in each frame; the whole of the noise is for what is published
