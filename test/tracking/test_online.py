@@ -700,6 +700,7 @@ class Recognising(Scripted):
     def __post_init__(self) -> None:
         unit = np.array([0.5, 0.5, 1, 1])
         self.track._recognition = Recognition.begin(scene(TARGET), unit)
+        self.track._lessons = 5
 
     def show(self, thing: np.ndarray, score: float = 0.6, box: Box = BOX) -> TrackResult:
         self.stamp += DT
@@ -725,6 +726,13 @@ def test_what_does_not_look_like_the_target_counts_for_little(recognising: Recog
     assert other.state is UNCERTAIN
     assert other.score < 0.1
     assert other.reason.endswith("; it does not look like the target")
+
+
+def test_it_counts_after_five_frames_to_learn_from(recognising: Recognising) -> None:
+    recognising.track._lessons = 0
+    scores = [recognising.show(OTHER).score for _ in range(7)]
+    assert scores[:5] == [0.6] * 5
+    assert max(scores[5:]) < 0.1
 
 
 def test_nothing_is_asked_of_looks_where_that_is_turned_off(recognising: Recognising) -> None:

@@ -134,6 +134,8 @@ a second."""
 LENIENT = 0.75
 """Share of `TrackerConfig.alike` asked of a lost target, which is looked for in wider crops:
 the net's features are not the same at another scale."""
+SCHOOLING = 5
+"""Frames to learn from until what was learned counts: of the first one alone it is too narrow."""
 UNLIKE = 0.8
 """Likeness below which a reason tells of it."""
 LEAST_VARIANCE = 0.25
@@ -195,6 +197,7 @@ class Track:
         self._memory = network.start(self._templates)
         self._first_extent = math.sqrt(box.w * box.h)
         self._left, self._recognition = self._first_look(frame, box)
+        self._lessons = 0  # frames that it was learned from
         self._least_share = min(LEFT, share_inside(box, self._frame_size))
         self._thinned = thinned(frame)
         self._scene: FloatArray | None = None  # px/s of the scene, while the filter's are in it
@@ -327,6 +330,7 @@ class Track:
             if state is TrackState.TRACKING and self._whole:
                 unit = self._looked.to_unit(self._filter.box)
                 self._recognition = self._recognition.learned(found.seen, unit, config.learning)
+                self._lessons += 1
             elif reason and not problem and likeness < UNLIKE:
                 reason += "; it does not look like the target"
         self.result = TrackResult(
@@ -366,7 +370,7 @@ class Track:
     def _likeness(self, found: Found) -> float:
         """0..1, how far what the net found looks like this target and not only like its kind."""
         enough = self.config.alike * (LENIENT if self.lost else 1.0)
-        if not enough or not np.isfinite(found.unit).all():
+        if not enough or self._lessons < SCHOOLING or not np.isfinite(found.unit).all():
             return 1.0
         response = self._recognition.response(found.seen, found.unit)
         return min(max(response / enough, 0.0), 1.0) ** 2
