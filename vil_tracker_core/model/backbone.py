@@ -190,7 +190,6 @@ class Backbone(nn.Module):
                 frame, which has no context, so they are never modulated.)
             tap: index of a block whose search tokens are returned as well.
             states: the even blocks' before the crop in the regional scan, if not the templates'.
-
         """
         x, seen = self.embedding.search(search, templates.matched)
         x = self._modulate(x, -1, modulation)

@@ -312,10 +312,9 @@ class Track:
 
     def learn(self, frame: Image, found: Found, memory: Memory) -> TrackResult:
         """Takes in what the net found in the crop of the last `look`."""
-        config = self.config
         if self._looked is None:
             raise RuntimeError("learn() needs a look() before it")
-        side = float(self._looked.side)
+        side, rate = float(self._looked.side), self.config.learning
         box = self._looked.to_frame(found.unit)
         noise = np.diag(np.maximum(found.variance * side**2, LEAST_VARIANCE))
         likeness = self._likeness(found)
@@ -329,7 +328,7 @@ class Track:
             state, reason = self._follow(box, score, noise, problem)
             if state is TrackState.TRACKING and self._whole:
                 unit = self._looked.to_unit(self._filter.box)
-                self._recognition = self._recognition.learned(found.seen, unit, config.learning)
+                self._recognition = self._recognition.learned(found.seen, unit, rate)
                 self._lessons += 1
             elif reason and not problem and likeness < UNLIKE:
                 reason += "; it does not look like the target"
@@ -477,7 +476,7 @@ class Track:
     def _search_again(self, box: Box, score: float, noise: FloatArray) -> tuple[TrackState, str]:
         """A frame of a lost track: found again after two confident frames in a row; elsewhere in
         the picture or far from its place in the scene, where there is more to be mistaken for it,
-        after a surer one and two."""
+        after three."""
         config = self.config
         reason = self._reset or f"not seen for {self._unseen:.2f} s"
         here, extent = self._filter.box, math.sqrt(self._filter.box.w * self._filter.box.h)

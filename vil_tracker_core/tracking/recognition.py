@@ -5,8 +5,8 @@ target. What tells the two apart is in the stem's features; which of them, only 
 each track has a linear map of its own from a cell's features to how much of the target is there,
 fitted to all frames in which it was seen: a ridge regression, whose sums over the frames are all
 that has to be kept. As a memory it is a matrix memory like the mLSTM's with an exact normaliser
-(von Oswald et al., arXiv 2309.05858); as a tracker's part, an online classifier beside a
-matching net (Danelljan et al., arXiv 1811.07628; Zhou et al., arXiv 1909.02959).
+(von Oswald et al., arXiv 2309.05858); as a tracker's part, an online classifier beside a matching
+net (Danelljan et al., arXiv 1811.07628; Zhou et al., arXiv 1909.02959).
 """
 
 from __future__ import annotations
