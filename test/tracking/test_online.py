@@ -586,6 +586,34 @@ def test_where_the_camera_finds_it_again_it_is_tracked_at_once(turning: Turning)
     assert turning.run.track.result.box == pytest.approx(turning.true, abs=2)
 
 
+def test_where_its_place_is_not_known_every_second_look_goes_elsewhere(turning: Turning) -> None:
+    """As after a jerk of the camera. Before, the place is outside, and all looks are at the edge
+    that is nearest to it, until they are as wide as they get."""
+    while turning.true.x > -60:
+        gone = turning.true.x < 0
+        turning.turn(20, UNSEEN if gone else SEEN, LURE if gone else None)
+    looks = []
+    for by in (20, 20, 20, 20, 400, *[20] * 5):
+        assert turning.run.track.lost
+        turning.turn(by, UNSEEN, LURE)
+        crop = turning.run.looks[-1].crop
+        looks.append(crop.x + crop.side / 2 < 10)
+    assert looks[:4] == [True] * 4
+    assert looks[4:] == [True, False] * 3
+
+
+def test_a_target_that_is_seen_again_has_its_place_again(turning: Turning) -> None:
+    for _ in range(2):
+        turning.turn(0, UNSEEN)
+    turning.turn(400, UNSEEN)
+    turning.turn(-400, SEEN)
+    while not turning.run.track.lost:
+        turning.turn(0, UNSEEN)
+    for _ in range(5):
+        turning.turn(0, UNSEEN)
+        assert is_near(turning.run.looks[-1])
+
+
 def test_far_from_its_place_a_lost_target_takes_three_sure_looks(turning: Turning) -> None:
     turning.run.track.config = replace(ANY, patience=0.05)
     while not turning.run.track.lost:
@@ -771,13 +799,18 @@ def test_it_learns_from_frames_that_show_the_target_whole_and_surely(
     assert result.state is TRACKING, "half of it is seen"
 
 
-def test_a_lost_track_learns_nothing(recognising: Recognising) -> None:
+def test_a_lost_track_learns_nothing_until_two_seconds_after_it_is_found(
+    recognising: Recognising,
+) -> None:
+    """What was found may be another one."""
     for _ in range(6):
         recognising.show(OTHER)
     assert recognising.track.lost
     known = recognising.track._recognition
     assert [recognising.show(TARGET).state for _ in range(2)] == [LOST, TRACKING]
-    assert recognising.track._recognition is known
+    for _ in range(15):
+        assert recognising.show(TARGET).state is TRACKING
+        assert recognising.track._recognition is known
     recognising.show(TARGET)
     assert recognising.track._recognition is not known
 

@@ -18,6 +18,9 @@ LONGER_SIDE = 160
 LEAST_PEAK = 0.25
 """Share of the correlation around its peak below which the frames have no shift in common. Of noise
 alone it is .15 at most at 90 x 160 px; of 99.6 % of a turning camera's frames it is more."""
+GREATEST_SHIFT = 0.35
+"""Share of a side beyond which a shift is not believed: one by more than a half of it, as a camera
+makes that is jerked, looks like a lesser one the other way."""
 LEAST_SIDE = 32
 """px of a thinned frame's shorter side below which chance makes such peaks."""
 
@@ -29,21 +32,22 @@ def thinned(frame: Image) -> Image:
     return frame[::step, ::step].copy()
 
 
-def scene_shift(before: Image, after: Image) -> FloatArray:
-    """(dx, dy) by which the scene has moved, in units of the picture's longer side; 0 where the
-    frames have no shift in common, as across a cut or in a clear sky. A shift by more than half a
-    picture is taken for one the other way.
+def scene_shift(before: Image, after: Image) -> FloatArray | None:
+    """(dx, dy) by which the scene has moved, in units of the picture's longer side; None where that
+    is not known: the frames have no shift in common, as across a cut or in a clear sky, or one by
+    more than a third of the picture, which might as well be one the other way.
 
     Args:
         before, after: two `thinned` frames of one size.
     """
-    if min(before.shape[:2]) < LEAST_SIDE:
-        return np.zeros(2)
+    height, width = before.shape[:2]
+    if min(height, width) < LEAST_SIDE:
+        return None
     (dx, dy), peak = cv2.phaseCorrelate(_edges(before), _edges(after))
-    if not peak >= LEAST_PEAK:
-        return np.zeros(2)
+    if not peak >= LEAST_PEAK or max(abs(dx) / width, abs(dy) / height) > GREATEST_SHIFT:
+        return None
     shift = np.round([dx, dy], 2)  # what is finer differs from run to run
-    return np.asarray(shift / max(before.shape[:2]), dtype=np.float64)
+    return np.asarray(shift / max(height, width), dtype=np.float64)
 
 
 def _edges(picture: Image) -> npt.NDArray[np.float32]:

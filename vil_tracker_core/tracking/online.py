@@ -53,7 +53,8 @@ class TrackerConfig:
         gate: probability that a right measurement passes the chi-squared gate.
         widest: bound of the search crop's growth while lost, as a factor.
         widening: growth of the search crop a second while lost, as a factor. Once it is at its
-            bound, every second look goes elsewhere in the picture, see `Track._elsewhere`.
+            bound, or at once where the target's place in the scene is not known any more, every
+            second look goes elsewhere in the picture, see `Track._elsewhere`.
         elsewhere: score from which a target seen there, or outside of where it can be, is believed.
         template_every: frames between refreshes of the second template; 0 for never.
         template_score: score from which a frame may become the second template.
@@ -75,7 +76,7 @@ class TrackerConfig:
     template_every: int = 10
     template_score: float = 0.5
     size_anchor: float = 0.3
-    alike: float = 0.4
+    alike: float = 0.45
     learning: float = 0.08
     kalman: KalmanConfig = field(default_factory=KalmanConfig)
 
@@ -136,6 +137,9 @@ LENIENT = 0.75
 the net's features are not the same at another scale."""
 SCHOOLING = 5
 """Frames to learn from until what was learned counts: of the first one alone it is too narrow."""
+PROVEN = 2.0
+"""Seconds that a target which was found again is followed until it is learned from: it may be
+another one, which must not be what is looked for when it is lost again."""
 UNLIKE = 0.8
 """Likeness below which a reason tells of it."""
 LEAST_VARIANCE = 0.25
@@ -198,14 +202,16 @@ class Track:
         self._first_extent = math.sqrt(box.w * box.h)
         self._left, self._recognition = self._first_look(frame, box)
         self._lessons = 0  # frames that it was learned from
+        self._followed = math.inf  # seconds since it was found again
         self._least_share = min(LEFT, share_inside(box, self._frame_size))
         self._thinned = thinned(frame)
         self._scene: FloatArray | None = None  # px/s of the scene, while the filter's are in it
         self._crop: Crop | None = None  # which the memory belongs to
         self._looked: Crop | None = None  # the last one; another one only where it was elsewhere
-        self._sweep = 0  # looks of a lost track whose search crop is at its bound
+        self._sweep = 0  # looks of a lost track that may go elsewhere
         self._far = False  # whether the last look was elsewhere in the picture
         self._unseen = 0.0  # seconds since the target was last seen
+        self._placed = True  # whether its place in the scene is known since
         self._seen = box  # where it was last seen
         self._candidate: Box | None = None  # while lost: where it may have come back
         self._sights, self._needed = 0, 0  # confident looks at it in a row: had, asked for
@@ -237,23 +243,24 @@ class Track:
         self._relate_to_scene(frame, dt)
         self._unseen += dt
         self._age += passed
+        self._followed += passed
         if self.lost:
             self._filter = self._held(dt)
         else:
             self._filter = kalman.predict(self._filter, dt, config.kalman)
-        around, growth = self._filter.box, 1.0
+        around, growth, roams = self._filter.box, 1.0, False
         if self._candidate is not None:
             around = self._candidate
         elif self.lost:
             x, y = np.clip(self._filter.mean[:2], 0, self._frame_size).tolist()
             around = Box.from_cxcywh(x, y, around.w, around.h)
             growth += config.widening * max(self._unseen - config.patience, 0.0)
+            roams = growth >= config.widest or not self._placed
         anchor = self._first_extent / math.sqrt(around.w * around.h)
         anchor = min(max(anchor**config.size_anchor, 1 / ANCHORED), ANCHORED)
         factor = model.search_factor * anchor
-        at_bound = self.lost and growth >= config.widest
-        self._sweep = self._sweep + at_bound if self.lost else 0
-        self._far = at_bound and self._sweep % 2 == 0
+        self._sweep = self._sweep + roams if self.lost else 0
+        self._far = roams and self._sweep % 2 == 0
         if self._far:
             crop = self._elsewhere(factor * SWEPT)
         else:
@@ -282,7 +289,9 @@ class Track:
             mean[4:6] += 0.0 if self._scene is None else self._scene
             self._scene = None
         else:
-            moved = scene_shift(before, self._thinned) * max(self._frame_size)
+            shift = scene_shift(before, self._thinned)
+            self._placed = self._placed and not (unseen and shift is None)
+            moved = np.zeros(2) if shift is None else shift * max(self._frame_size)
             mean[:2] += moved
             if unseen:
                 mean[4:6] = 0
@@ -326,7 +335,8 @@ class Track:
             state, reason = self._search_again(box, score, noise)
         else:
             state, reason = self._follow(box, score, noise, problem)
-            if state is TrackState.TRACKING and self._whole:
+            proven = self._followed >= PROVEN
+            if state is TrackState.TRACKING and self._whole and proven:
                 unit = self._looked.to_unit(self._filter.box)
                 self._recognition = self._recognition.learned(found.seen, unit, rate)
                 self._lessons += 1
@@ -451,7 +461,7 @@ class Track:
         self._filter = kalman.update(self._filter, measured, fresh)
         self._noise = noise
         self._seen = self._filter.box
-        self._unseen = 0.0
+        self._unseen, self._placed = 0.0, True
         if score < config.confident:
             return TrackState.UNCERTAIN, f"score {score:.2f} is below {config.confident:g}"
         return TrackState.TRACKING, ""
@@ -495,12 +505,13 @@ class Track:
         if self._sights < self._needed:
             return TrackState.LOST, f"{reason}; seen once again"
         self._candidate, self._reset = None, ""
+        self._followed = 0.0
         fresh = kalman.start(box, self.config.kalman)
         fresh.covariance[:4, :4] = noise
         self._noise = noise
         self._filter = fresh
         self._seen = box
-        self._unseen = 0.0
+        self._unseen, self._placed = 0.0, True
         return TrackState.TRACKING, ""
 
     def _held(self, dt: float) -> KalmanState:
