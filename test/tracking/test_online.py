@@ -676,7 +676,8 @@ def test_nothing_is_kept_of_frames_that_the_target_has_left(turning: Turning) ->
 
 
 @pytest.mark.parametrize(
-    ("first", "to_right", "away"), [(56, False, 20), (16, True, 20), (96, True, 16)]
+    ("first", "to_right", "away"),
+    [(56, False, 20), (16, True, 20), (96, True, 16), (8, True, 12)],
 )
 def test_the_shipped_net_finds_a_person_again_whom_the_camera_has_left(
     first: int, to_right: bool, away: int
