@@ -19,6 +19,8 @@ from vil_tracker_core.model.init_from import to_published
 from vil_tracker_core.model.presets import PRESETS
 from vil_tracker_core.model.tracker import ViLTracker
 
+SMOKE = Path(__file__).parents[1] / "config" / "train" / "smoke.yaml"
+
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     code = "from vil_tracker_core.cli import main; main()"
@@ -159,6 +161,7 @@ def test_flight_to_bag_and_back(tmp_path: Path) -> None:
         (("init-from", "nothing", "out"), "nothing does not exist"),
         (("init-from", "nothing", "out", "--preset", "vil_xl"), "no preset 'vil_xl'"),
         (("train", "nothing.yaml"), "nothing.yaml does not exist"),
+        (("train", str(SMOKE), "--set", "batch=8", "--set", "stepz=2"), "unknown key 'stepz'"),
         (
             ("annotate", ".", "out", "--teacher", "nowhere"),
             "nowhere/fear_xs_template.onnx is missing",

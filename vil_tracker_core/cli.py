@@ -191,6 +191,14 @@ def train(
         Optional[Path],  # noqa: UP045 - typer reads this at run time on Python 3.10 too
         typer.Option(help="Folder for checkpoint, weights and log; runs/NAME by default."),
     ] = None,
+    changes: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="In place of the file's: batch=8, teacher.share=0.5, teacher=null. Repeatable.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the folder.")] = False,
     show: Annotated[
         bool, typer.Option("--show", help="Only save a sheet of the clips that it would see.")
@@ -199,7 +207,7 @@ def train(
     """Train a model. SIGTERM or Ctrl-C saves a checkpoint; --resume goes on from it."""
     from vil_tracker_core.training.config import load_config
 
-    loaded = load_config(config)
+    loaded = load_config(config, changes or [])
     folder = out or Path("runs") / config.stem
     if show:
         import cv2

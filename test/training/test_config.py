@@ -63,6 +63,52 @@ def test_the_presets_memory_may_be_another(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_the_presets_scan_may_be_another(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD + "scan: joint\n")
+    assert load_config(path).model_config_of() == replace(preset("vil_tiny"), scan="joint")
+    path.write_text(GOOD + "scan: joint\nmemory: carry\n")
+    with pytest.raises(DataError, match="needs scan 'regional'"):
+        load_config(path)
+
+
+def test_values_may_be_set_in_place_of_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD + "teacher: {kind: fear_xs, folder: a, block: 1}\n")
+    changes = ["steps=7", "lr=5e-4", "data.stills=[a, b]", "losses.l1=2", "losses.giou=3"]
+    config = load_config(path, changes)
+    assert (config.steps, config.lr) == (7, 5e-4)
+    assert config.data.stills == [Path("a"), Path("b")]
+    assert (config.losses.l1, config.losses.giou) == (2, 3), "a section that the file lacks"
+    assert config.teacher == load_config(path).teacher
+    assert load_config(path, ["teacher.block=2"]).teacher != config.teacher
+    assert load_config(path, ["teacher=null"]).teacher is None
+    assert load_config(path, ["steps=7", "steps=8"]).steps == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("steps", ("--set steps", "KEY=VALUE")),
+        ("=5", ("--set =5", "KEY=VALUE")),
+        ("data.=5", ("--set data.=5", "KEY=VALUE")),
+        ("steps.more=5", ("--set steps.more=5", "steps is no section")),
+        ("data.stills.0.a=x", ("data.stills is no section",)),
+        ("steps=[1", ("--set steps=[1", "no valid YAML")),
+        ("stepz=5", ("run.yaml", "--set stepz=5", "unknown key 'stepz'", "'steps' meant?")),
+        ("batch=0", ("run.yaml", "--set batch=0", "batch = 0", "at least 1")),
+    ],
+)
+def test_bad_set_is_named(tmp_path: Path, change: str, parts: tuple[str, ...]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(DataError) as error:
+        load_config(path, [change])
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
 def test_time_in_epochs(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     text = GOOD.replace("steps: 10", "steps: 30 epochs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -139,6 +140,7 @@ class TrainConfig(_Strict):
     """
 
     model: str = Field(description="preset")
+    scan: Literal["joint", "regional"] | None = Field(None, description="if not the preset's")
     memory: Literal["reset", "carry"] | None = Field(None, description="if not the preset's")
     init: Path | None = Field(None, description="weights to start from")
     data: DataConfig
@@ -217,7 +219,7 @@ class TrainConfig(_Strict):
 
     def model_config_of(self) -> ModelConfig:
         model = preset(self.model)
-        return replace(model, memory=self.memory) if self.memory else model
+        return replace(model, scan=self.scan or model.scan, memory=self.memory or model.memory)
 
 
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
@@ -245,7 +247,7 @@ def _schema_of(key: tuple[int | str, ...]) -> dict[str, Any]:
     return resolved(part)
 
 
-def _explain(error: ValidationError, path: Path) -> str:
+def _explain(error: ValidationError, source: str) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
@@ -263,11 +265,32 @@ def _explain(error: ValidationError, path: Path) -> str:
             bounds = [f"{word} {schema[b]:g}" for b, word in _BOUNDS.items() if b in schema]
             allowed = f" (allowed: {', '.join(bounds)})" if bounds else ""
             lines.append(f"{key} = {item['input']!r}: {item['msg']}{allowed}")
-    return "; ".join(f"{path}: {line}" for line in lines)
+    return "; ".join(f"{source}: {line}" for line in lines)
 
 
-def load_config(path: Path) -> TrainConfig:
-    """The config of a YAML file; raises DataError with one sentence naming file, key and value."""
+def _change(values: dict[str, Any], change: str) -> None:
+    """Sets one value by "section.key=value", the value in YAML."""
+    key, equals, text = change.partition("=")
+    *sections, last = key.split(".")
+    if not (equals and last and all(sections)):
+        raise DataError(f"--set {change}: write KEY=VALUE, or SECTION.KEY=VALUE")
+    for depth, name in enumerate(sections, start=1):
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise DataError(f"--set {change}: {'.'.join(sections[:depth])} is no section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"--set {change}: no valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """The config of a YAML file; raises DataError with one sentence naming file, key and value.
+
+    Args:
+        path: the file.
+        changes: "key=value" or "section.key=value" each, in place of what the file has.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist")
@@ -279,7 +302,10 @@ def load_config(path: Path) -> TrainConfig:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise DataError(f"{path} must hold keys and values")
+    for change in changes:
+        _change(values, change)
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise DataError(_explain(error, path)) from None
+        source = " with --set ".join([str(path), *changes])
+        raise DataError(_explain(error, source)) from None
